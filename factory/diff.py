@@ -1,6 +1,5 @@
 """Two plans side by side: what differs, and whether the result can."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from typing import Any
 
 from factory.execute.verify import matter
 from factory.plan import Plan, read_plan
-from factory.refusal import first_line, refuse
-from factory.run.folder import RunFolder, is_mlflow_id, is_no_store
+from factory.refusal import refuse
+from factory.run.folder import RunFolder, is_mlflow_id
+from factory.tracking import from_mlflow
 from factory.typed import plain, to_tree
 
 ABSENT = "(absent)"
@@ -108,19 +108,14 @@ def read(name: str, tracking_uri: str | None) -> Plan:
 
 def _of_mlflow(run: str, uri: str | None) -> Plan:
     setting = f"--diff {run}"
-    if uri is None or is_no_store(uri):
-        raise refuse("plan-missing", setting, f"there is no tracking at tracking.uri={plain(uri)}", example=_EXAMPLE)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = download_artifacts(run_id=run, artifact_path="plan.yaml", dst_path=folder, tracking_uri=uri)
-        except (MlflowException, OSError) as error:
-            wrong = f"{uri} does not give it ({first_line(error)})"
-            raise refuse("plan-missing", setting, wrong, example=_EXAMPLE) from error
-        return read_plan(Path(found), setting=setting, example=_EXAMPLE)
+            client = from_mlflow.reader(uri)
+            from_mlflow.run_of(client, run, str(uri))
+            found = from_mlflow.artifact(client, run, "plan.yaml", folder)
+        except from_mlflow.Unknown as unknown:
+            raise refuse("plan-missing", setting, str(unknown), example=_EXAMPLE) from None
+        return read_plan(found, setting=setting, example=_EXAMPLE)
 
 
 def as_json(found: Differences) -> dict[str, Any]:

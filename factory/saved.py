@@ -11,9 +11,10 @@ from factory.line import group_of, name_of, setting
 from factory.look.model import look_at_adapter
 from factory.plan import Plan, PlannedSource, read_plan
 from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, last_here, read_json
+from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.schema import Quantization
 from factory.stages.rm.spec import SCORE
+from factory.tracking import from_mlflow
 
 _TEMPLATE = "chat_template.jinja"
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
@@ -42,7 +43,15 @@ class Saved:
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
-    """Raises UserError where there is no model."""
+    """Raises UserError where there is no model, or it may not be read."""
+    try:
+        return _saved(run, tracking_uri)
+    except OSError as error:  # a folder that this user may not enter
+        wrong = f"{error.filename or 'it'} cannot be read ({error.strerror})"
+        raise refuse("cannot-read", f"run={run}", wrong) from None
+
+
+def _saved(run: str, tracking_uri: str | None) -> Saved:
     folder = Path(run)
     if not folder.exists() and is_mlflow_id(run):
         folder = _folder_of(run, tracking_uri)
@@ -131,8 +140,7 @@ def scores(adapter: str | None, path: str | None) -> bool:
 
 
 def _folder_of(run: str, tracking_uri: str | None) -> Path:
-    folder = None if tracking_uri is None else folder_in_mlflow(run, tracking_uri)
-    if folder is None:
-        lacking = "no MLflow to ask (tracking.uri=null)" if tracking_uri is None else f"no such run in {tracking_uri}"
-        raise refuse("run-model", f"run={run}", f"there is no such folder, and {lacking}", hint="")
-    return folder
+    try:
+        return from_mlflow.folder_of_id(run, tracking_uri)
+    except from_mlflow.Unknown as unknown:
+        raise refuse("run-model", f"run={run}", f"there is no such folder, and {unknown}", hint="") from None

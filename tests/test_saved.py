@@ -14,6 +14,7 @@ import quantized_checkpoints
 import tiny
 import torch
 from conftest import compiled, refusals
+from forbidden import forbid
 from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
@@ -146,6 +147,7 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
     execute("method=lora", *SHORT)
     client = MlflowClient("sqlite:///mlflow.db")
     run = client.create_run(client.create_experiment("x"), tags={"folder": str(Path("run").resolve())})
+    Path("run/tracking.json").write_text(json.dumps({"run_id": run.info.run_id}))
     words = (f"run={run.info.run_id}", "tracking.uri=sqlite:///mlflow.db")
     plan = evaluated(*words, "data.max_samples=20").plan
     assert plan.steps.align.max_samples == 20 and plan.steps.pack.max_length == 256
@@ -155,7 +157,7 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
 
 
 def test_to_ask_for_an_id_makes_no_store(here: Path) -> None:
-    with pytest.raises(UserError, match=r"\[run-model\].*no such run"):
+    with pytest.raises(UserError, match=r"\[run-model\].*no tracking at"):
         evaluated(f"run={'0' * 32}", "tracking.uri=sqlite:///mlflow.db")
     assert not (here / "mlflow.db").exists()
 
@@ -277,7 +279,7 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
         "run=nowhere": "there is no such folder",
         "run=empty": "no run and no saved model in it",
         "run=adapter": "names no base",
-        f"run={'a' * 32}": "no such run",
+        f"run={'a' * 32}": "no tracking at",
     }.items():
         said = command("evaluate", words)
         assert (said.code, said.rules) == (2, ["run-model"]), said.err
@@ -293,6 +295,17 @@ def test_what_is_no_model_is_refused(here: Path, command: Callable[..., Any], ex
     assert (said.code, said.rules) == (2, ["evaluate-unread"] * 2) and "evaluate.batch_size is how many" in said.err
     assert command("train", "method=none").rules == ["method-none"]
     assert command("evaluate", "-m", "seed=1,2").rules == ["plan-of-a-sweep"]
+
+
+@pytest.mark.parametrize("place", ["shut", "shut/run"])
+def test_a_run_that_may_not_be_read_is_told(
+    place: str, command: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "shut" / "run").mkdir(parents=True)
+    forbid(here / "shut", monkeypatch)
+    said = command("evaluate", f"run={place}")
+    assert (said.code, said.rules) == (2, ["cannot-read"]), said.err
+    assert f"run={place}: " in said.err and "cannot be read (Permission denied)" in said.err
 
 
 def test_a_run_that_trained_nothing_names_what_has_the_model(

@@ -12,6 +12,7 @@ from factory.words import rate, size
 
 Better = Literal["low", "high"]
 _BEFORE = "_before"
+_LONG = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +71,20 @@ def _seconds(number: float) -> str:
     return f"{number:.1f}" if number < 10 else _count(number)
 
 
-def _decimals(number: float) -> str:
-    return f"{number:,.3f}"
+def decimals(number: float, sign: str = "") -> str:
+    """Three of them, or where hundreds of digits would stand before them the power of ten. `sign`: "+" shows it."""
+    return f"{number:{sign},.3f}" if abs(number) < _LONG else f"{number:{sign}.3e}"
 
 
 PEAK = Column("peak_bytes", "memory", _of("memory", "peak_bytes"), size, 8)
-PERPLEXITY = Column("perplexity", "perplexity", _of("evaluate", "perplexity"), _decimals, 10, "low")
+PERPLEXITY = Column("perplexity", "perplexity", _of("evaluate", "perplexity"), decimals, 10, "low")
 _TAKEN = (
     Column("parameters", "parameters", _of("parameters", "total"), _count, 1),
     Column("trainable", "trainable", _of("parameters", "trainable"), _count, 6),
     PEAK,
     Column("tokens_per_second", "tokens/s", _of("train", "tokens_per_second"), rate, 7),
     Column("seconds", "seconds", _of("train", "seconds"), _seconds, 3),
-    Column("final_loss", "last loss", _of("train", "final_loss"), _decimals, 2),
+    Column("final_loss", "last loss", _of("train", "final_loss"), decimals, 2),
 )
 # what is measured: better where, and how long it is kept; others are neither better nor kept
 _MEASURES: dict[str, tuple[Better | None, int]] = {
@@ -110,12 +112,12 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
     names = dict.fromkeys(name for each in told for name, value in each.items() if _is_number(value))
     for name in dict.fromkeys(name.removesuffix(_BEFORE) for name in names):
         better, keep = _MEASURES.get(name, _OTHER)
-        yield Column(name + _BEFORE, f"{name} before", _of("evaluate", name + _BEFORE), _decimals, keep - 5)
-        yield Column(name, name, _of("evaluate", name), _decimals, keep, better)
-    yield Column(rows.ROUGE_MEAN, "ROUGE", _mean_of(*ROUGE), _decimals, 9, "high")
+        yield Column(name + _BEFORE, f"{name} before", _of("evaluate", name + _BEFORE), decimals, keep - 5)
+        yield Column(name, name, _of("evaluate", name), decimals, keep, better)
+    yield Column(rows.ROUGE_MEAN, "ROUGE", _mean_of(*ROUGE), decimals, 9, "high")
     better, keep = _ACCURACY
     for name in dict.fromkeys(name for each in told for name in each.get("benchmarks", {})):
-        yield Column(name, name, _of("evaluate", "benchmarks", name, "accuracy"), _decimals, keep, better)
+        yield Column(name, name, _of("evaluate", "benchmarks", name, "accuracy"), decimals, keep, better)
     for task, metric, better in dict.fromkeys(
         (task, metric, figure["better"])
         for each in told
@@ -124,4 +126,4 @@ def _measured(runs: list[Run]) -> Iterator[Column]:
         for metric, figure in found["metrics"].items()
     ):
         name, value = f"{task}/{metric}", _of("evaluate", "harness", task, "metrics", metric, "value")
-        yield Column(name, name, value, _decimals, keep, better)
+        yield Column(name, name, value, decimals, keep, better)

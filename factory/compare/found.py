@@ -14,10 +14,10 @@ from factory.compare.runs import Run, Status
 from factory.execute.__main__ import REFUSED
 from factory.plan import read_plan
 from factory.refusal import UserError, first_line, refuse
-from factory.run.folder import RunFolder, is_mlflow_id, is_no_store, last_here, read_json
+from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.schema import Tracking
-from factory.tracking.ledger import run_ids
+from factory.tracking import from_mlflow
 from factory.words import ends
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
@@ -108,10 +108,17 @@ def _jobs(sweep: SweepFolder) -> Iterator[Run]:
         elif (outcome is not None and outcome.code == REFUSED) or (outcome is None and job and job.refused):
             why = job.refused if job and job.refused else f"see {RunFolder(folder).log}"
             yield runs.absent(name, str(folder), "refused", why, overrides)
-        elif outcome is None and not RunFolder(folder).plan.is_file():
+        elif outcome is None and not _is_begun(folder):
             yield runs.absent(name, str(folder), "not run", None, overrides)
         else:
             yield _as_ended(runs.of_folder(folder), outcome)
+
+
+def _is_begun(folder: Path) -> bool:
+    try:
+        return RunFolder(folder).plan.is_file()
+    except OSError:  # nobody can say: its row tells why
+        return True
 
 
 def _as_ended(run: Run, outcome: Outcome | None) -> Run:
@@ -162,12 +169,10 @@ def _paged(search: Callable[..., Any], *words: Any, **how: Any) -> Iterator[Any]
 def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
     """An MLflow run, or where it is a sweep's, those that are nested under it."""
     client = _client(tracking, run_id)
-    from mlflow.exceptions import MlflowException
-
     try:
-        made = client.get_run(run_id)
-    except MlflowException as error:
-        raise refuse("compare-tracking", run_id, f"{tracking.uri} does not give it ({first_line(error)})") from None
+        made = from_mlflow.run_of(client, run_id, str(tracking.uri))
+    except from_mlflow.Unknown as unknown:
+        raise refuse("compare-tracking", run_id, str(unknown)) from None
     if _is_ours(made):
         yield _of_mlflow(client, made)
         return
@@ -182,25 +187,17 @@ def _is_ours(made: Any) -> bool:
 
 
 def _client(tracking: Tracking, setting: str) -> Any:
-    uri = tracking.mlflow
-    if uri is None or is_no_store(uri):
-        raise refuse("compare-tracking", setting, f"there is no tracking at tracking.uri={uri or 'null'}")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from factory.tracking.to_mlflow import reader
-
     try:
-        client = reader(tracking)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # whatever a server or its database may raise
-        raise refuse("compare-tracking", setting, f"{uri} cannot be reached ({first_line(error)})") from None
-    return client
+        return from_mlflow.reader(tracking.mlflow)
+    except from_mlflow.Unknown as unknown:
+        raise refuse("compare-tracking", setting, str(unknown)) from None
 
 
 def _of_mlflow(client: Any, made: Any) -> Run:
     """From its folder where that is here, else from what was logged."""
-    run_id, folder = made.info.run_id, Path(made.data.tags.get("folder", ""))
-    if run_id in run_ids(RunFolder(folder)):
+    if (folder := from_mlflow.folder_of(made)) is not None:
         return runs.of_folder(folder)
+    run_id = made.info.run_id
     with tempfile.TemporaryDirectory() as aside:
         report = read_json(_artifact(client, run_id, "report.json", aside)) or {}
         try:
@@ -212,11 +209,9 @@ def _of_mlflow(client: Any, made: Any) -> Run:
 
 
 def _artifact(client: Any, run_id: str, name: str, aside: str) -> Path:
-    from mlflow.exceptions import MlflowException
-
     try:
-        return Path(client.download_artifacts(run_id, name, aside))
-    except (MlflowException, OSError):  # it was not logged, or is gone: the path then holds nothing
+        return from_mlflow.artifact(client, run_id, name, aside)
+    except from_mlflow.Unknown:  # it was not logged, or is gone: the path then holds nothing
         return Path(aside) / f"no-{name}"
 
 

@@ -6,7 +6,7 @@ from string import Template
 
 from factory import diff
 from factory.compare import plots
-from factory.compare.columns import PEAK, PERPLEXITY
+from factory.compare.columns import PEAK, PERPLEXITY, decimals
 from factory.compare.comparison import Comparison
 from factory.compare.plots import Interval, Point, Series
 from factory.compare.runs import Run
@@ -137,7 +137,7 @@ def _points(run: Run, across: str, up: str) -> list[Point]:
 
 def _memory(run: Run) -> list[Point]:
     peak, perplexity = PEAK.value(run), PERPLEXITY.value(run)
-    return [] if peak is None or perplexity is None else [(peak / _GIB, perplexity)]
+    return [] if peak is None or perplexity is None or not plots.fits(perplexity) else [(peak / _GIB, perplexity)]
 
 
 def _intervals(found: Comparison) -> str:
@@ -150,13 +150,18 @@ def _intervals(found: Comparison) -> str:
                 each.difference.low,
                 each.difference.value,
                 each.difference.high,
-                f"{each.difference.value:+.3f} [{each.difference.low:+.3f}, {each.difference.high:+.3f}]",
+                f"{decimals(each.difference.value, '+')} "
+                f"[{decimals(each.difference.low, '+')}, {decimals(each.difference.high, '+')}]",
             )
             for place, each in verdict.others.items()
         ]
+        endless = [each for each in drawn if not all(map(plots.fits, (each.low, each.value, each.high)))]
+        drawn = [each for each in drawn if each not in endless]
         rows = min(each.rows for each in verdict.others.values())
-        svg = plots.intervals(drawn, f"{column.title}, less that of {found.names[verdict.leading]}")
+        less = f"{column.title}, less that of {found.names[verdict.leading]}"
+        svg = plots.intervals(drawn, less) if drawn else ""
         caption = f"{rows:,} rows, 95 %; {'lower' if column.better == 'low' else 'higher'} is better"
+        caption += "".join(f"; not drawn: {escape(each.name)}, {escape(each.told)}" for each in endless)
         figures.append(f"<figure><h3>{escape(column.title)}</h3>{svg}<figcaption>{caption}</figcaption></figure>")
     return _section("How sure the differences are", f"<div class='plots'>{''.join(figures)}</div>" if figures else "")
 

@@ -11,6 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 42
 _TICKS = 5  # about so many on an axis
 _POINTS = 240  # of a curve: more are not told apart
 _DASH = 9  # length of a dash of curves that coincide
+_MOST = 1e300  # of a value on an axis
 _ROW = 40  # height of an interval with its name
 
 
@@ -40,6 +41,11 @@ class Axis:
         step = _round_step((self.high - self.low) / _TICKS)
         first = ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, floor(self.high / step + 1e-9) + 1)]
+
+
+def fits(value: float) -> bool:
+    """Whether an axis can have it, with room around it."""
+    return abs(value) < _MOST
 
 
 def axis(values: Sequence[float], start: float, end: float, *, zero: bool = False) -> Axis:

@@ -46,15 +46,23 @@ def absent(name: str, where: str, status: Status, said: str | None, overrides: t
 
 
 def of_folder(path: Path) -> Run:
-    """The run in this folder. Nothing is raised for what is missing or broken: it is said."""
-    name, folder = path.name or str(path), RunFolder(path)
+    """The run in this folder. Nothing is raised for what is missing, broken or forbidden: it is said."""
+    name = path.name or str(path)
     if not os.path.isdir(path):  # noqa: PTH112  of a name that is too long, Path raises
         return absent(name, str(path), "missing", "there is no such folder")
+    try:
+        return _of_folder(name, path)
+    except OSError as error:
+        return absent(name, str(path), "missing", f"{error.filename or 'it'} cannot be read ({error.strerror})")
+
+
+def _of_folder(name: str, path: Path) -> Run:
+    folder = RunFolder(path)
     if not folder.plan.is_file() and not folder.report.is_file():
         return absent(name, str(path), "missing", "there is no run in this folder (no plan.yaml, no report.json)")
     plan, said = _plan(folder)
-    lines, broken = _lines(folder.metrics)
-    said += [f"{broken} lines of metrics.jsonl cannot be read"] if broken else []
+    lines, unread = _lines(folder.metrics)
+    said += [unread] if unread else []
     report = read_json(folder.report)
     if report is None:
         status, more = _unreported(folder, plan, lines)
@@ -122,11 +130,14 @@ def _plan(folder: RunFolder) -> tuple[Plan | None, list[str]]:
         return None, [f"its plan cannot be used: {problem.wrong.partition(' (')[0]}"]
 
 
-def _lines(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
-    """What was logged, and how many lines are broken; the last may be half written."""
+def _lines(path: Path) -> tuple[tuple[dict[str, Any], ...], str | None]:
+    """What was logged, and what of it cannot be read; the last line may be half written."""
     if not path.is_file():
-        return (), 0
-    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return (), None
+    try:
+        *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        return (), f"{path.name} cannot be read ({error.strerror})"
     found, broken = list[dict[str, Any]](), 0
     for text in whole:
         try:
@@ -134,7 +145,7 @@ def _lines(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
             found.append({"step": line["step"], **line})
         except (ValueError, KeyError, TypeError):
             broken += 1
-    return tuple(found), broken
+    return tuple(found), f"{broken} lines of {path.name} cannot be read" if broken else None
 
 
 def _unreported(folder: RunFolder, plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> tuple[Status, str | None]:

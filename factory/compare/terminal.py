@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory import diff
-from factory.compare.columns import Column
+from factory.compare.columns import Column, decimals
 from factory.compare.comparison import Comparison
 from factory.compare.written import spreads
 from factory.evaluation.rows import Compared
@@ -143,7 +143,12 @@ _OF_AN_INTERVAL = ("difference", "95 % interval", "rows", "")
 def _interval(each: Compared) -> tuple[str, ...]:
     value = each.difference
     unsure = "too few rows" if each.few else "" if value.sure else "holds 0"
-    return f"{value.value:+.3f}", f"{value.low:+.3f} to {value.high:+.3f}", f"{each.rows:,}", unsure
+    return (
+        decimals(value.value, "+"),
+        f"{decimals(value.low, '+')} to {decimals(value.high, '+')}",
+        f"{each.rows:,}",
+        unsure,
+    )
 
 
 def _plans(found: Comparison, width: int) -> Iterator[Any]:

@@ -5,9 +5,11 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from factory import diff
+from factory.compare.columns import decimals
 from factory.compare.comparison import Comparison
 from factory.evaluation.rows import Compared
 from factory.plan_keys import as_set
@@ -74,7 +76,7 @@ def spreads(found: Comparison) -> tuple[diff.Spread, ...]:
 
 def _interval(each: Compared) -> list[str]:
     made = each.difference
-    return [f"{made.value:+.3f}", f"{made.low:+.3f} to {made.high:+.3f}", f"{each.rows:,}"]
+    return [decimals(made.value, "+"), f"{decimals(made.low, '+')} to {decimals(made.high, '+')}", f"{each.rows:,}"]
 
 
 def table(found: Comparison) -> str:
@@ -120,7 +122,7 @@ def tree(found: Comparison) -> dict[str, Any]:
                     "leading": found.runs[verdict.leading].name,
                     "best": None if verdict.best is None else found.runs[verdict.best].name,
                     "why": verdict.why,
-                    "others": {found.runs[place].name: to_tree(each) for place, each in verdict.others.items()},
+                    "others": {found.runs[place].name: _numbers(each) for place, each in verdict.others.items()},
                 }
                 for verdict in each_data_set
             ]
@@ -135,6 +137,12 @@ def tree(found: Comparison) -> dict[str, Any]:
         ],
         "notes": list(found.notes),
     }
+
+
+def _numbers(each: Compared) -> dict[str, Any]:
+    """JSON has none that is endless: null."""
+    tree = to_tree(each)
+    return {**tree, "difference": {name: at if isfinite(at) else None for name, at in tree["difference"].items()}}
 
 
 def as_json(found: Comparison) -> str:

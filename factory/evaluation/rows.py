@@ -14,7 +14,7 @@ each row adds to the sums that it is a function of. No torch.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,17 @@ ROUGE_MEAN = "rouge"  # of the three, as in the paper's Table 5
 LOWER_IS_BETTER = frozenset({PERPLEXITY, PERPLEXITY_BEFORE})
 
 
+def perplexity(loss: float) -> float:
+    """exp of the mean loss, in nats a token; infinity where no number is as large: of a model that has diverged."""
+    try:
+        return exp(loss)
+    except OverflowError:
+        return inf
+
+
 def perplexity_of(sums: Statistics) -> float:
-    """(nats, tokens) → exp(nats / tokens)."""
-    return exp(sums[0] / sums[1])
+    """Of (nats, tokens)."""
+    return perplexity(sums[0] / sums[1])
 
 
 # metrics that are no mean of their rows' scores, and the file that holds their rows

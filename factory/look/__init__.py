@@ -58,9 +58,10 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     for path in _own_template(settings):
         tried(templates.read, path)
     folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training) if stage else None
+    export = tried(look_at_export, settings)
     measured, unmeasured = calibration.read()
     return Facts(
-        export=look_at_export(settings),
+        export=export,
         measured=measured,
         unmeasured=unmeasured,
         machine=machine.look_at_machine(),

@@ -7,8 +7,9 @@ from factory.facts import RewardFacts
 from factory.look.model import fingerprint_of, head_shapes, local, look_at_adapter, safetensors_shapes
 from factory.parsed import yaml_of
 from factory.refusal import refuse
-from factory.run.folder import RunFolder, folder_in_mlflow, is_mlflow_id, read_json
+from factory.run.folder import RunFolder, is_mlflow_id, read_json
 from factory.schema import Tracking
+from factory.tracking import from_mlflow
 
 _WEIGHTS = "model*.safetensors"
 
@@ -68,10 +69,8 @@ def _trained_on(plan: Path) -> str | None:
 
 def _of_run(run_id: str, tracking: Tracking) -> Path:
     """The folder that an MLflow run was written to."""
-    setting = f"stage.reward_model={run_id}"
-    if tracking.mlflow is None:
-        raise refuse("reward-model-missing", setting, "there is no such folder, and tracking.uri=null knows no runs")
-    if (folder := folder_in_mlflow(run_id, tracking.mlflow)) is None:
-        wrong = f"there is no such folder, and no such run at {tracking.uri}"
-        raise refuse("reward-model-missing", setting, wrong)
-    return folder
+    try:
+        return from_mlflow.folder_of_id(run_id, tracking.mlflow)
+    except from_mlflow.Unknown as unknown:
+        wrong = f"there is no such folder, and {unknown}"
+        raise refuse("reward-model-missing", f"stage.reward_model={run_id}", wrong) from None

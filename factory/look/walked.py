@@ -21,6 +21,11 @@ from factory.run.folder import write_whole
 _PATIENCE = 300  # seconds
 _ANSWER = 5  # one more whenever an answer says other things: what the cache holds is asked for again
 _MOST = 10_000  # layers, experts
+# config.json's words for how many there are, as num_hidden_layers; block_size is how long a context is
+_COUNTS = re.compile(
+    r"(^|_)(num|n)_(\w+_)?(layer|block|expert)|(layers|blocks|experts|depth)$|(layer|block|expert)s?_num$"
+)
+_SIZES = re.compile(r"size|dim|width|length|capacity")
 
 
 def walked(model: ModelFacts, *, trust_remote_code: bool) -> Architecture:
@@ -55,7 +60,7 @@ def _too_many(config: dict[str, Any]) -> str | None:
             f"{name}={value}"
             for each in (config, *inner)
             for name, value in each.items()
-            if isinstance(value, int) and value > _MOST and re.search(r"layer|block|expert|depth", name)
+            if isinstance(value, int) and value > _MOST and _COUNTS.search(name) and not _SIZES.search(name)
         ),
         None,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,10 @@ _BLOCK = 4_000_000  # drawn numbers that exist at a time
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of the second run from the first, with an interval that holds it with the asked confidence."""
+    """Of the second run from the first, with an interval that holds it with the asked confidence.
+
+    The interval is endless where one that was drawn is no number, as the perplexities of a model that has diverged.
+    """
 
     value: float
     low: float
@@ -46,5 +50,6 @@ def difference(
         draws = generator.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float64)
         found += [metric(b) - metric(a) for a, b in zip(draws @ first, draws @ second, strict=True)]
     outside = 100 * (1 - confidence) / 2
-    low, high = np.percentile(found, [outside, 100 - outside])
+    known = all(map(isfinite, found))
+    low, high = np.percentile(found, [outside, 100 - outside]) if known else (-inf, inf)
     return Difference(metric(second.sum(0)) - metric(first.sum(0)), float(low), float(high))

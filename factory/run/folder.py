@@ -249,19 +249,6 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(rest.partition("?")[0]) if scheme == "sqlite" else None
 
 
-def folder_in_mlflow(run_id: str, uri: str) -> Path | None:
-    """The folder that an MLflow run was written to; None where there is no such run."""
-    if is_no_store(uri):
-        return None
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(MlflowClient(uri).get_run(run_id).data.tags["folder"])
-    except (MlflowException, KeyError):
-        return None
-
-
 def open_as(file: Path) -> None:
     """Lets those read all of a file's folder who may read the file: safetensors writes for the owner alone."""
     mode = stat.S_IMODE(file.stat().st_mode)

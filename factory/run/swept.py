@@ -1,6 +1,7 @@
 """A sweep's folder: what it was to do, what it has done. `sweep` writes it, `compare` reads it."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,8 @@ class SweepFolder:
         self.page = self.path / "compare.html"
 
     def is_there(self) -> bool:
-        return any(path.is_file() for path in (self.record, self.outcomes, self.hydra))
+        """Not where the folder may not be entered, either: Path raises there."""
+        return any(map(os.path.isfile, (self.record, self.outcomes, self.hydra)))
 
     def read(self) -> Record | None:
         """None where there is none that a sweep has written."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain
-from math import exp, inf, isfinite
+from math import isfinite
 from typing import Any, TypeVar
 
 from factory import registry
@@ -114,7 +114,7 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     """
     if unit(run.plan.steps.train) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
-        return {"loss": loss, "perplexity": _exp(loss)}
+        return {"loss": loss, "perplexity": rows.perplexity(loss)}
     if reference is not None:  # it was measured so
         multiplying_as_trained(model)
     plan, of = run.plan.steps.train, None if reference is None else reference.of
@@ -187,13 +187,6 @@ def _called(run: Run, function: Callable[[], Any]) -> Any:
 
     with torch.no_grad(), autocast(run.plan):
         return run.way.call(function)
-
-
-def _exp(loss: float) -> float:
-    try:
-        return exp(loss)
-    except OverflowError:
-        return inf
 
 
 def _answer(

@@ -4,7 +4,10 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape, glob
+from importlib.metadata import PackageNotFoundError, version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 
@@ -32,6 +35,7 @@ TOOLS: dict[str, Tool] = {
     "wandb": Tool(package="wandb", extra="wandb", sink="factory.tracking.to_wandb:WandbSink"),
 }
 _DATABASE_OR_SERVER = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks")
+_JOINS = (0, 30)  # of wandb
 _PROJECT, _NO_LETTERS = 128, "/\\#?%:"  # of a name in wandb: how long it may be, what it may not have
 _Problem = tuple[str, str, str]  # rule, key, what is wrong
 
@@ -112,10 +116,28 @@ def shows(tracking: Tracking, folder: Path) -> str | None:
     if tracking.tool == "tensorboard":
         return f"{program('tensorboard')} --logdir {shlex.quote(tracking.uri or '')}"
     if tracking.tool == "wandb":
-        return f"{program('wandb')} sync {_pattern(folder)}/wandb/offline-run-*" if tracking.mode == "offline" else None
+        return _sync(folder) if tracking.mode == "offline" else None
     if tracking.mlflow is None or tracking.mlflow.startswith("http"):
         return tracking.mlflow
     return mlflow_ui(tracking.mlflow)
+
+
+def _sync(folder: Path) -> str:
+    """A run that went on lies in parts, of which the last would replace the others before wandb 0.30, which joins them.
+
+    That knows no --append, which makes those before it do so, and a run that is sent twice be there twice.
+    """
+    place = "*".join(map(escape, str(folder).split("*")))
+    found = glob(f"{place}/wandb/offline-run-*")  # noqa: PTH207  Path has none of a whole path
+    parts = [Path(part).parent for part in found]
+    append = " --append" if len(parts) > len(set(parts)) and not _joins() else ""
+    return f"{program('wandb')} sync{append} {_pattern(folder)}/wandb/offline-run-*"
+
+
+def _joins() -> bool:
+    with suppress(PackageNotFoundError):
+        return tuple(int(part) for part in re.findall(r"\d+", version("wandb"))[:2]) >= _JOINS
+    return True  # what will send it is installed later, or elsewhere
 
 
 def _pattern(folder: Path) -> str:

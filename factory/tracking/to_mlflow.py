@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from factory.run.folder import RunFolder, is_no_store
 from factory.schema import Tracking
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
+from factory.tracking.from_mlflow import client_of
 from factory.tracking.ledger import Ledger, whole_lines
 from factory.tracking.spec import database, title
 from factory.typed import to_tree, whole
@@ -27,8 +27,6 @@ _NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a parameter or a metric 
 PARENT = "mlflow.parentRunId"
 _KEY = "factory.key"  # the tag by which a run is found that was created when nobody heard the answer
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-# of MLflow's client, unless the user has set them: we try again ourselves, and nobody waits minutes for a lost server
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 class MlflowSink:
@@ -245,33 +243,18 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
     """A client and the experiment's id; artifacts of a local database lie beside it."""
     assert tracking.mlflow is not None
     with _alone(tracking.mlflow):
-        client = reader(tracking, made=True)
-        return client, _experiment(client, tracking)
-
-
-def reader(tracking: Tracking, *, made: bool = False) -> Any:
-    """A client, who makes no experiment. `made`: an sqlite file is made where there is none."""
-    for name, value in _IMPATIENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    assert tracking.mlflow is not None
-    if made:
         _make(database(tracking.mlflow))
-    return MlflowClient(tracking.mlflow)
+        client = client_of(tracking.mlflow)
+        return client, _experiment(client, tracking)
 
 
 def _make(file: Path | None) -> None:
     """A new sqlite file with MLflow's tables, under its name when it is whole: one that was half made stays broken."""
     if file is None or file.exists():
         return
-    from mlflow import MlflowClient
-
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        client_of(f"sqlite:///{aside}").search_experiments(max_results=1)
         aside.rename(file)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """A best is named only where the rows say so, and never of figures that measure different things."""
 
-from math import log
+import json
+import re
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 import side_by_side
 
-from factory.compare import found
+from factory.compare import found, written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.judged import Verdict
+from factory.compare.page import page
 from factory.evaluation import rows
 from factory.run.folder import RunFolder
 
@@ -53,6 +56,22 @@ def test_a_run_that_is_better_in_every_row_is_best(tmp_path: Path) -> None:
     assert all(found.difference.low > 0 and found.rows == 60 for found in judged.others.values())
     best = [(column.key, place) for column in made.columns for place in range(3) if made.best(column, place)]
     assert best == [("perplexity", 1)]  # memory, speed and the loss have none
+
+
+def test_a_run_that_has_diverged_stands_in_the_table_beside_the_others(tmp_path: Path) -> None:
+    """Its perplexity is beyond every number in some of the rows that are drawn: nothing was shown of any run."""
+    good = measured(tmp_path / "a", 12.0)
+    lost = measured(tmp_path / "b", 1e308, "method=full", seed=1)
+    made = comparison(good, lost)
+    (judged,) = made.verdicts["perplexity"]
+    assert (judged.leading, judged.best) == (0, None) and "holds 0" in str(judged.why)
+    assert (judged.others[1].difference.low, judged.others[1].difference.high) == (-inf, inf)
+    assert "| +1.000e+308 | -inf to +inf | 60 |" in written.markdown(made)
+    told = json.loads(written.as_json(made))["verdicts"]["perplexity"][0]["others"]["b"]["difference"]
+    assert told == {"value": pytest.approx(1e308), "low": None, "high": None}
+    shown = page(made)
+    assert "not drawn: method=full, +1.000e+308 [-inf, +inf]" in shown
+    assert not [each for each in re.findall(r"<svg.*?</svg>", shown, re.DOTALL) if "inf" in each or "nan" in each]
 
 
 def test_where_one_interval_holds_0_nobody_is_best(tmp_path: Path) -> None:

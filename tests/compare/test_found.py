@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import side_by_side
+from forbidden import forbid
 
 from factory.compare import found
 from factory.compare.comparison import compared
@@ -95,6 +96,22 @@ def test_lines_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     (run,) = runs(folder.path)
     assert [line["step"] for line in run.lines] == [1, 2, 3, 4]
     assert run.said == "2 lines of metrics.jsonl cannot be read"
+
+
+@pytest.mark.parametrize("in_a_sweep", [False, True])
+def test_a_run_that_may_not_be_read_is_a_row_beside_the_others(
+    in_a_sweep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, shut = side_by_side.run(tmp_path / "done"), side_by_side.run(tmp_path / "shut")
+    if in_a_sweep:
+        planned = [Recorded(name=name, overrides=(), digest=None) for name in ("done", "shut")]
+        SweepFolder(tmp_path).write(Record(overrides=(), config_dirs=(), parent_run=None, jobs=tuple(planned)))
+    forbid(shut, monkeypatch)
+    forbid(done / "metrics.jsonl", monkeypatch)
+    made = runs(tmp_path) if in_a_sweep else runs(done, shut)
+    assert [(run.name, run.status) for run in made] == [("done", "finished"), ("shut", "missing")]
+    assert made[0].said == "metrics.jsonl cannot be read (Permission denied)"
+    assert made[1].said == f"{shut / 'plan.yaml'} cannot be read (Permission denied)"
 
 
 def test_a_sweep_is_its_jobs(tmp_path: Path) -> None:

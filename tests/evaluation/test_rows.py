@@ -1,7 +1,7 @@
 """The rows of a run are read back, paired and compared: the metrics over them are those of the whole."""
 
 import random
-from math import exp
+from math import exp, inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,15 @@ def test_runs_are_compared_over_the_rows_that_both_have(tmp_path: Path) -> None:
     assert perplexity.better is True and perplexity.difference.high < 0
     assert rows.compared(other, one)["perplexity"].better is False
     assert cmmlu.difference.value == pytest.approx(50) and cmmlu.better is None  # of four questions nobody can say
+
+
+def test_what_has_diverged_is_compared_without_an_end(tmp_path: Path) -> None:
+    """Its figure is a number still, and that of some rows which are drawn is none."""
+    one, other = run(tmp_path / "one", perplexity=nats(1, 0)), run(tmp_path / "other", perplexity=nats(2, 707.76))
+    found = rows.compared(one, other)["perplexity"]
+    assert isfinite(found.difference.value) and found.difference.value > 1e300
+    assert (found.difference.low, found.difference.high, found.better) == (-inf, inf, None)
+    assert (rows.perplexity(710), rows.perplexity(2)) == (inf, exp(2))
 
 
 def test_a_line_that_a_kill_cut_is_left_out(tmp_path: Path) -> None:

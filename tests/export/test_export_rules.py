@@ -15,6 +15,7 @@ import pytest
 import tiny
 from exporting import HERE, SHORT, exported, files, planned
 from families import KINDS, built_of, roomy
+from forbidden import forbid
 
 from factory.compile import exporting as rules
 from factory.export import card, gguf, hub, modelfile
@@ -113,6 +114,19 @@ def test_a_file_in_the_place_of_the_folder_is_told_as_one(here: Path, tiny_model
         planned(f"model.path={tiny_model}", "export.dir=file")
     (found,) = error.value.refusals
     assert (found.rule, found.wrong) == ("export-not-ours", "it is a file, and an export is a folder")
+
+
+def test_a_folder_that_may_not_be_entered_is_told(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what else is wrong: it was an error of ours, and hid it."""
+    (here / "shut").mkdir()
+    forbid(here / "shut", monkeypatch)
+    with pytest.raises(UserError) as error:
+        planned(f"model.path={tiny_model}", "export.dir=shut/out", "export.format=adapter")
+    first, *others = error.value.refusals
+    assert (first.rule, first.setting) == ("cannot-read", str(here / "shut/out"))
+    assert [refusal.rule for refusal in others] == ["export-no-adapter"]
 
 
 def test_each_rule_has_a_case() -> None:

@@ -200,6 +200,21 @@ def test_what_no_machine_builds_is_not_tried(here: Path) -> None:
         assert refusal.rule == "unknown-architecture" and name in refusal.wrong
 
 
+@pytest.mark.usefixtures("walked_here")
+def test_a_size_is_no_count(here: Path) -> None:
+    """However large it is."""
+    folder = tiny.save(here / "mine", model_type=WALKED)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"block_size": 16384, "shared_expert_intermediate_size": 20480, "n_block_dim": 10**5}
+    sizes |= {"expert_ffn_hidden_size": 10**5, "num_expert_capacity": 10**5, "expert_layer_offset": 10**5}
+    (folder / "config.json").write_text(json.dumps(config | sizes))
+    assert not refusals(f"model.path={folder}", *BASE)
+    for name in ("n_layer", "depth", "decoder_layers", "moe_num_experts", "zero_expert_num"):
+        (folder / "config.json").write_text(json.dumps(config | {"inner": {name: 10**8}}))
+        (refusal,) = refusals(f"model.path={folder}", *BASE)
+        assert refusal.wrong == f"{name}={10**8} is beyond any model"
+
+
 def test_a_walk_without_an_end_is_given_up(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factory.look.walked._PATIENCE", 0.01)
     folder = tiny.save(here / "mine")

@@ -1,6 +1,6 @@
 """Against the normal approximation, and sacrebleu's own paired bootstrap."""
 
-from math import exp, sqrt
+from math import exp, inf, nan, sqrt
 
 import numpy as np
 import pytest
@@ -37,6 +37,13 @@ def test_equal_runs_do_not_differ_and_noise_is_not_sure() -> None:
     rows, other = means(draws.normal(size=50)), means(draws.normal(size=50))
     assert difference(rows, rows, mean).value == 0 and not difference(rows, rows, mean).sure
     assert not difference(rows, other, mean).sure
+
+
+@pytest.mark.parametrize("drawn", [inf, nan])
+def test_what_is_no_number_makes_nothing_sure(drawn: float) -> None:
+    rows = means(np.random.default_rng(2).normal(size=50))
+    found = difference(rows, rows + 9, lambda sums: drawn if sums[0] > mean(sums) else 1e308)
+    assert (found.low, found.high, found.sure) == (-inf, inf, False)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:

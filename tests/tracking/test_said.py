@@ -67,6 +67,23 @@ def test_the_command_that_shows_a_run_can_be_pasted() -> None:
     assert str(shows(offline, Path("a sweep/*"))).endswith(" sync 'a sweep/'*/wandb/offline-run-*")
 
 
+@pytest.mark.parametrize(("version", "append"), [("0.22.3", " --append"), ("0.29.0", " --append"), ("0.31.0", "")])
+def test_no_part_of_a_run_that_went_on_offline_replaces_the_others(
+    version: str, append: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `wandb sync` of these versions does; one that needs no --append refuses it."""
+    monkeypatch.setattr("factory.tracking.spec.version", lambda _: version)
+    offline = side_by_side.tracking(None, tool="wandb", mode="offline")
+    for job in ("[0]", "[1]"):
+        (here / "a sweep" / job / "wandb" / "offline-run-20260101_000000-a").mkdir(parents=True)
+        assert " sync 'a sweep" in str(shows(offline, Path("a sweep", job)))
+    assert " sync 'a sweep/'*/wandb" in str(shows(offline, Path("a sweep/*")))
+    (here / "a sweep" / "[1]" / "wandb" / "offline-run-20260101_000001-a").mkdir()
+    for place in ("*", "[1]"):
+        assert f" sync{append} 'a sweep/" in str(shows(offline, Path("a sweep", place)))
+    assert " sync 'a sweep/" in str(shows(offline, Path("a sweep", "[0]")))
+
+
 @pytest.mark.parametrize(
     ("tool", "variable", "key"),
     [
