@@ -13,7 +13,7 @@ _SPLITTING = ("fsdp", *spec.ZERO)
 
 
 def planned(case: Case) -> Ranks:
-    hardware, stage, arch = case.settings.hardware, case.settings.stage, case.arch
+    hardware, stage, arch = case.settings.hardware, case.settings.stage, case.expanded
     shapes = case.trained | case.heads
     return Ranks(
         strategy=hardware.strategy,
