@@ -108,9 +108,17 @@ PACKAGES = {name: "bitsandbytes" for name in STATES if name not in ("adamw", "ad
 NEEDS_GPU = frozenset(name for name in STATES if name.startswith("paged_"))
 
 
+def is_matrix(tensor: str, shape: Shape) -> bool:
+    """Or a stack of matrices, by its name in the model: what weight decay is for.
+
+    A stack of the experts' biases is none, nor is Mamba's table of log decay rates, as its authors have it.
+    """
+    return len(shape) >= 2 and not tensor.endswith(("bias", ".A_log"))
+
+
 def is_hidden(tensor: str, shape: Shape, arch: Architecture) -> bool:
     """A matrix within the decoder's layers: no embedding, head, norm or stack of experts."""
-    return len(shape) == 2 and f"{arch.layers_at}." in tensor
+    return len(shape) == 2 and is_matrix(tensor, shape) and f"{arch.layers_at}." in tensor
 
 
 def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
