@@ -97,9 +97,9 @@ def _muon(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
 _BITSANDBYTES = {"adamw": "AdamW", "ademamix": "AdEMAMix", "lion": "Lion"}
 BUILDERS: dict[str, Builder] = {
     **{
-        f"{paged}{name}{bits}": _of(f"bitsandbytes.optim:{paged.title().rstrip('_')}{kind}{bits.lstrip('_')}")
+        f"{paged}{name}{bits}": _of(f"{module}:{paged.title().rstrip('_')}{kind}{bits.lstrip('_')}")
         for name, kind in _BITSANDBYTES.items()
-        for paged in ("", "paged_")
+        for paged, module in (("", "bitsandbytes.optim"), ("paged_", "factory.optimizers.paged"))
         for bits in ("", "_8bit")
     },
     "adamw": _of("torch.optim:AdamW", fused=True),
