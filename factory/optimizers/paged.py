@@ -24,7 +24,7 @@ class _Paged(Optimizer8bit):
         there = self.state
         super().load_state_dict(state_dict, move_to_device=False)
         for parameter, state in self.state.items():
-            pages = set(large(state))
+            pages = set(_large(state))
             for name, value in state.items():
                 if name in pages:
                     state[name] = self._page(there.get(parameter, {}).get(name), value, parameter.device)
@@ -38,7 +38,7 @@ class _Paged(Optimizer8bit):
         return page.copy_(value)
 
 
-def large(state: dict[str, Any]) -> Iterator[str]:
+def _large(state: dict[str, Any]) -> Iterator[str]:
     """Of a tensor's state, the names of what is paged on a GPU: all that is as large as a tensor of `PAGED_FROM`."""
     names = [name for name in ("state1", "state2") if name in state]
     # the tensor's size is the last one's: AdEMAMix has two states in its first
