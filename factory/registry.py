@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from factory import own
+from factory.architecture import Architecture
 
 Kind = Literal["methods", "stages"]
 _PACKAGE = Path(__file__).parent
@@ -47,6 +48,12 @@ def starts_from_weights(method: ModuleType, settings: Any) -> bool:
     """Whether a method, by its spec, takes its adapter's start out of the weights."""
     starts = hook(method, "starts_from_weights")
     return starts is not None and starts(settings)
+
+
+def expanded(method: ModuleType, settings: Any, arch: Architecture) -> Architecture:
+    """With the layers that the method, by its spec, adds."""
+    expand = hook(method, "expanded")
+    return expand(settings, arch) if expand else arch
 
 
 def samples_answers(stage: ModuleType) -> bool:

@@ -238,8 +238,7 @@ def recomputed_layers(case: Case) -> int | None:
 
 def layers(case: Case) -> int:
     """Of the decoder, with those that the method adds."""
-    expand = registry.hook(case.method_spec, "expanded")
-    return (expand(case.settings.method, case.arch) if expand else case.arch).layers
+    return case.expanded.layers
 
 
 def unwidened(case: Case) -> str | None:

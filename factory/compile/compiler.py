@@ -67,7 +67,7 @@ def compile(
         return refusals or found
     warnings = tuple(_warning(refusal) for refusal in found)
     made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training), training=training)
-    lacking = [*fitting.against_memory(made), *fitting.against_host(case, offloaded(_tuned(case, made.steps)))]
+    lacking = [*fitting.against_memory(made), *fitting.against_host(case, *offloaded(_tuned(case, made.steps)))]
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
     return (_against_folder(made, settings, facts) if training else []) + lacking or made
@@ -134,8 +134,9 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         *ranks.notes(case),
         *_licences(case),
     ]
-    if moved := offloaded(_tuned(case, steps)):
-        notes.append(f"hardware.offload: of each process {size(moved)} are in the host's memory")
+    setting, moved = offloaded(_tuned(case, steps))
+    if moved:
+        notes.append(f"{name_of(setting)}: of each process {size(moved)} are in the host's memory")
     if evaluating.nothing_measured(settings) and settings.evaluate.perplexity:
         warnings += ("data.validation_fraction=0: no rows are held out, so no perplexity is measured",)
     if settings.verb == "export":  # of the rest nothing is done

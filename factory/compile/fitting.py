@@ -42,8 +42,8 @@ def against_memory(made: plan.Plan) -> list[Refusal]:
     return [refusal("memory", f"method={made.options.get('method')}", wrong)]
 
 
-def against_host(case: Case, moved: int) -> list[Refusal]:
-    """Refuses what the host cannot hold of what is `moved` to it, in bytes, off each GPU.
+def against_host(case: Case, setting: str, moved: int) -> list[Refusal]:
+    """Refuses what the host cannot hold of what a setting has `moved` to it, in bytes, off each GPU.
 
     Of a GPU that is not here nobody knows the host.
     """
@@ -52,7 +52,7 @@ def against_host(case: Case, moved: int) -> list[Refusal]:
     if not machine.gpus or moved <= there:
         return []
     wrong = f"of each process {size(moved)} would be in the host's memory, which has {size(there)} for it"
-    return [refusal("memory", "hardware.offload=true", wrong)]
+    return [refusal("memory", setting, wrong)]
 
 
 def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, training: bool) -> plan.Plan:

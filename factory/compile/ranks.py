@@ -13,7 +13,7 @@ _SPLITTING = ("fsdp", *spec.ZERO)
 
 
 def planned(case: Case) -> Ranks:
-    hardware, stage, arch = case.settings.hardware, case.settings.stage, case.arch
+    hardware, stage, arch = case.settings.hardware, case.settings.stage, case.expanded
     shapes = case.trained | case.heads
     return Ranks(
         strategy=hardware.strategy,
@@ -109,10 +109,15 @@ def _streamed(case: Case) -> str | None:
     return "each process would read all of the stream" if several and case.settings.data.streaming else None
 
 
-def _stage_alone(case: Case) -> str | None:
+def _stage_alone(case: Case) -> str | tuple[str, str] | None:
     stage, hardware = case.settings.stage.name, case.settings.hardware
-    alone = hardware.num_processes > 1 and registry.samples_answers(case.stage_spec)
-    return f"the rollouts of {stage} are made by one process" if alone else None
+    if not registry.samples_answers(case.stage_spec):
+        return None
+    if hardware.num_processes > 1:
+        return f"the rollouts of {stage} are made by one process"
+    if "weights" in spec.SPLIT[hardware.strategy]:  # one process alone may have it, with offload
+        return "hardware.strategy", f"the rollouts of {stage} are sampled with whole weights, and it splits them"
+    return None
 
 
 def _method(case: Case) -> tuple[str, str] | None:

@@ -36,6 +36,11 @@ class Case:
         arch, stage = grown(self.read, self.vocabulary), self.settings.stage
         return arch if stage is None else heads.reached(stage.name, arch)
 
+    @cached_property
+    def expanded(self) -> Architecture:
+        """With the layers that the method adds."""
+        return registry.expanded(self.method_spec, self.settings.method, self.arch)
+
     @property
     def traits(self) -> Traits:
         """What the model's class can do."""

@@ -13,7 +13,7 @@ from factory.estimate import runtime
 from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
-from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes
+from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes, unpaged
 from factory.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import IN_PLACE, stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
@@ -88,28 +88,41 @@ def _kept(tuned: Tuned, frozen: int) -> Kept:
 def _whole(tuned: Tuned, base: int) -> dict[str, int]:
     """Bytes of what a strategy may split, before it does; `base` are the model's weights."""
     steps, shapes, heads = tuned.steps, tuned.shapes, tuned.heads
-    copied, optimizer = registry.hook(tuned.spec, "copied"), steps.train.optimizer
+    copied = registry.hook(tuned.spec, "copied")
     copies = 4 * copied(tuned.method, shapes, tuned.arch, mixed=steps.train.autocast is not None) if copied else 0
     present = registry.hook(tuned.spec, "gradients")
     trained = present(tuned.method, shapes, tuned.arch) if present else elements(shapes.values())
     gradients = (trained + elements(heads.values())) * tuned.number
     gradients += sum(count - prod(shapes[name]) * tuned.number for name, count in tuned.kept.items())
-    states = tuned.spec.optimizer_bytes(tuned.method, optimizer, shapes, tuned.arch, tuned.number)
-    states += state_bytes(optimizer, heads, tuned.arch, tuned.number)
     return {
         "weights": base + copies + elements(heads.values()) * tuned.number,
         "gradients": gradients,
-        "optimizer": states,
+        "optimizer": _states(tuned, steps.train.optimizer, tuned.number),
     }
 
 
-def offloaded(tuned: Tuned) -> int:
-    """Bytes that a process keeps in the host's memory, off its GPU."""
-    planned = tuned.steps.train.ranks
-    if not planned.offload:
-        return 0
-    whole = _whole(tuned, _weights(tuned)[0])
-    return sum(ceil(whole[name] / planned.processes) for name in ranks.SPLIT[planned.strategy])
+def _states(tuned: Tuned, optimizer: str, number: int) -> int:
+    """Bytes on the device of what trains as numbers of so many bytes."""
+    own = tuned.spec.optimizer_bytes(tuned.method, optimizer, tuned.shapes, tuned.arch, number)
+    return own + state_bytes(optimizer, tuned.heads, tuned.arch, number)
+
+
+def offloaded(tuned: Tuned) -> tuple[str, int]:
+    """Bytes that a process keeps in the host's memory, off its GPU, and the setting that has them there.
+
+    A paged state comes to the GPU to be stepped and may stay while there is room, but a checkpoint is written from the
+    host's memory.
+    """
+    train = tuned.steps.train
+    planned, optimizer = train.ranks, train.optimizer
+    if planned.offload:
+        whole = _whole(tuned, _weights(tuned)[0])
+        moved = sum(ceil(whole[name] / planned.processes) for name in ranks.SPLIT[planned.strategy])
+        return "hardware.offload=true", moved
+    paged = 0
+    if tuned.steps.load.device == "cuda" and optimizer != unpaged(optimizer):
+        paged = _states(tuned, unpaged(optimizer), BYTES["float32"]) - _states(tuned, optimizer, BYTES["float32"])
+    return f"stage.optimizer={optimizer}", paged
 
 
 def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:

@@ -37,8 +37,7 @@ class Tuned:
     @cached_property
     def expanded(self) -> Architecture:
         """With the layers that the method adds."""
-        expand = registry.hook(self.spec, "expanded")
-        return expand(self.method, self.arch) if expand else self.arch
+        return registry.expanded(self.spec, self.method, self.arch)
 
     @property
     def number(self) -> int:

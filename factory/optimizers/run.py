@@ -9,7 +9,7 @@ from torch import Tensor
 
 from factory.architecture import Architecture
 from factory.optimizers.several import Several
-from factory.optimizers.spec import is_hidden
+from factory.optimizers.spec import is_hidden, is_matrix
 from factory.plan import Train
 
 Named = dict[str, Tensor]
@@ -36,11 +36,10 @@ def build(named: Named, plan: Train, arch: Architecture, ratio: Ratio = one) -> 
 
 
 def grouped(named: Named, weight_decay: float, ratio: Ratio) -> Groups:
-    """Parameter groups: one for each rate, matrices apart from vectors, and from Mamba's table of log decay rates."""
+    """Parameter groups: one for each rate, matrices apart from the rest."""
     found: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in named.items():
-        decays = parameter.ndim >= 2 and not name.endswith(".A_log")  # as its authors have it: it is no matrix
-        found.setdefault((ratio(name), decays), []).append(parameter)
+        found.setdefault((ratio(name), is_matrix(name, tuple(parameter.shape))), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if matrices else 0.0, "lr_ratio": share}
         for (share, matrices), parameters in found.items()
@@ -98,9 +97,9 @@ def _muon(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
 _BITSANDBYTES = {"adamw": "AdamW", "ademamix": "AdEMAMix", "lion": "Lion"}
 BUILDERS: dict[str, Builder] = {
     **{
-        f"{paged}{name}{bits}": _of(f"bitsandbytes.optim:{paged.title().rstrip('_')}{kind}{bits.lstrip('_')}")
+        f"{paged}{name}{bits}": _of(f"{module}:{paged.title().rstrip('_')}{kind}{bits.lstrip('_')}")
         for name, kind in _BITSANDBYTES.items()
-        for paged in ("", "paged_")
+        for paged, module in (("", "bitsandbytes.optim"), ("paged_", "factory.optimizers.paged"))
         for bits in ("", "_8bit")
     },
     "adamw": _of("torch.optim:AdamW", fused=True),

@@ -1,4 +1,4 @@
-"""What each optimizer keeps beside the weights, in bytes for a tensor, and what it needs. No torch."""
+"""What each optimizer keeps beside the weights on its device, in bytes for a tensor, and what it needs. No torch."""
 
 from collections.abc import Callable
 from math import ceil, prod
@@ -9,6 +9,7 @@ from factory.compile.rule import Case, Rule
 State = Callable[[Shape, int], float]  # of a tensor's shape, and the bytes of a number that it is held in
 _BLOCK = 256  # elements that share a quantization constant (Dettmers et al. 2022, section 2.1)
 _TOO_SMALL = 4096  # elements: bitsandbytes keeps the state of smaller tensors in float32
+PAGED_FROM = 100_000  # elements: the states of such a tensor are paged, of a smaller one they stay on the GPU
 
 
 def _floats(count: int) -> State:
@@ -31,6 +32,16 @@ def _eight_bits(count: int) -> State:
     return bytes_of
 
 
+def _paged(whole: State, constants: int = 0) -> State:
+    """What stays on the GPU: of a tensor whose states are paged, so many float32 constants for each block."""
+
+    def bytes_of(shape: Shape, size: int) -> float:
+        elements = prod(shape)
+        return whole(shape, size) if elements < PAGED_FROM else 4 * constants * ceil(elements / _BLOCK)
+
+    return bytes_of
+
+
 def _factored(shape: Shape, size: int) -> float:
     """A float32 mean for each row and for each column (Shazeer and Stern 2018, algorithm 4)."""
     if len(shape) < 2:
@@ -41,16 +52,16 @@ def _factored(shape: Shape, size: int) -> float:
 STATES: dict[str, State] = {
     "adamw": _alike(2),
     "adamw_8bit": _eight_bits(2),
-    "paged_adamw": _floats(2),
-    "paged_adamw_8bit": _eight_bits(2),
+    "paged_adamw": _paged(_floats(2)),
+    "paged_adamw_8bit": _paged(_eight_bits(2), 2),
     "ademamix": _floats(3),
     "ademamix_8bit": _eight_bits(3),
-    "paged_ademamix": _floats(3),
-    "paged_ademamix_8bit": _eight_bits(3),
+    "paged_ademamix": _paged(_floats(3)),
+    "paged_ademamix_8bit": _paged(_eight_bits(3), 3),
     "lion": _floats(1),
     "lion_8bit": _eight_bits(1),
-    "paged_lion": _floats(1),
-    "paged_lion_8bit": _eight_bits(1),
+    "paged_lion": _paged(_floats(1)),
+    "paged_lion_8bit": _paged(_eight_bits(1), 1),
     "adafactor": _factored,
     "muon": _alike(2),  # of what is no hidden matrix
     "sgd": _floats(0),
@@ -105,12 +116,21 @@ _ANEW: dict[str, tuple[int, int]] = {
 
 # what an optimizer needs installed
 PACKAGES = {name: "bitsandbytes" for name in STATES if name not in ("adamw", "adafactor", "muon", "sgd")}
-NEEDS_GPU = frozenset(name for name in STATES if name.startswith("paged_"))
+_PAGED = "paged_"
+NEEDS_GPU = frozenset(name for name in STATES if name.startswith(_PAGED))
+
+
+def is_matrix(tensor: str, shape: Shape) -> bool:
+    """Or a stack of matrices, by its name in the model: what weight decay is for.
+
+    A stack of the experts' biases is none, nor is Mamba's table of log decay rates, as its authors have it.
+    """
+    return len(shape) >= 2 and not tensor.endswith(("bias", ".A_log"))
 
 
 def is_hidden(tensor: str, shape: Shape, arch: Architecture) -> bool:
     """A matrix within the decoder's layers: no embedding, head, norm or stack of experts."""
-    return len(shape) == 2 and f"{arch.layers_at}." in tensor
+    return len(shape) == 2 and is_matrix(tensor, shape) and f"{arch.layers_at}." in tensor
 
 
 def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
@@ -118,6 +138,11 @@ def state_bytes(name: str, shapes: dict[str, Shape], arch: Architecture, size: i
     hidden = HIDDEN.get(name, STATES[name])
     kept = {tensor: hidden if is_hidden(tensor, shape, arch) else STATES[name] for tensor, shape in shapes.items()}
     return round(sum(kept[tensor](shape, size) for tensor, shape in shapes.items()))
+
+
+def unpaged(name: str) -> str:
+    """The optimizer that pages nothing and has, of float32 numbers, the same states; itself, of most."""
+    return name.removeprefix(_PAGED)
 
 
 def scratch(name: str, size: int, dtype_bytes: int, device: str) -> int:

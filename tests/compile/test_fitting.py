@@ -267,3 +267,32 @@ def test_what_is_offloaded_is_in_the_hosts_memory(strategy: str, machine: Callab
         warnings = offloaded(there).warnings
         assert len([text for text in warnings if text.startswith("[memory] hardware.offload=true")]) == refused
     assert found.fits and not any(text.startswith("[memory]") for text in made.warnings)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_what_is_paged_is_in_the_hosts_memory_and_not_on_the_card(bits: int, machine: Callable[..., None]) -> None:
+    """Llama 3.1 8B on a card of 80 GB: weights and gradients in 16 bits fit, states of float32 beside them do not."""
+    words = ("model=llama3.1_8b", "method=full", "hardware=single_gpu", "precision=pure_bf16")
+    name = "paged_adamw" if bits == 32 else "paged_adamw_8bit"
+
+    def paged(there: int, optimizer: str = name) -> Plan:
+        machine(available_bytes=there)
+        return compiled(*words, f"stage.optimizer={optimizer}", training=False)
+
+    made = paged(2**40)
+    found, count = made.estimate.memory, made.estimate.parameters.total
+    norms = 65 * 4096  # tensors of 4,096 numbers: too few to be paged, and just enough for 8 bits
+    constants = 2 * 4 / 256  # a number, of the blocks of both states
+    if bits == 32:
+        assert found.optimizer == 8 * norms
+    else:
+        assert found.optimizer == 2 * norms + constants * count
+    moved = 2 * bits // 8 * (count - norms)
+    assert f"stage.optimizer: of each process {size(moved)} are in the host's memory" in made.notes
+    for there, refused in ((moved, 0), (moved - 1, 1)):
+        warnings = paged(there).warnings
+        assert len([text for text in warnings if text.startswith(f"[memory] stage.optimizer={name}")]) == refused
+    assert not any(text.startswith("[memory]") for text in made.warnings)
+    whole = paged(2**40, "adamw" if bits == 32 else "adamw_8bit")
+    assert whole.estimate.memory.optimizer == (4 * count if bits == 32 else found.optimizer + moved)
+    assert not any("in the host's memory" in text for text in whole.notes)

@@ -881,6 +881,15 @@ TABLE = (
     row("ranks-of-a-stream", "{stream} {ddp}", "{stream}"),
     row("stage-of-one-process", "{ddp} stage=ppo {scored}", compiles("stage=ppo {scored}")),
     row("stage-of-one-process", "{ddp} {groups} {scored}", compiles("{groups} {scored}")),
+    *(
+        row(
+            "stage-of-one-process",
+            f"{{gpus}} {stage} {{scored}} hardware.strategy={strategy} {{offload}}",
+            on_gpus(f"{{gpus}} {stage} {{scored}} hardware.strategy=zero2 {{offload}}"),
+            machine=GPUS,
+        )
+        for stage, strategy in (("stage=ppo", "fsdp"), ("{groups}", "zero3"))
+    ),
     row("method-of-ranks", "{ddp} method=apollo method.rank=8", compiles("{ddp} method=galore method.rank=8")),
     row("method-of-ranks", "{ddp} method=badam", compiles("{ddp} method=freeze {one}")),
     row("method-of-ranks", "{ddp} method=full {layerwise} {free}", compiles("{ddp} method=full {free}")),

@@ -11,9 +11,10 @@ from reads import Reads
 from test_methods import FITTING
 
 from factory.look.machine import installed_version
-from factory.optimizers.spec import NEEDS_GPU
+from factory.optimizers.spec import NEEDS_GPU, PAGED_FROM
 from factory.rounding import rounded
 from factory.steps import train
+from factory.steps.engine import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 SHORT = (
@@ -62,7 +63,11 @@ def test_weights_are_rounded_as_on_the_cpu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("optimizer", sorted(NEEDS_GPU))
-def test_paged_states_step_as_others_and_go_on(optimizer: str, execute: Callable[..., Any], wider: Path) -> None:
+def test_paged_states_step_as_others_and_go_on(
+    optimizer: str, execute: Callable[..., Any], wider: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped, finish = list[Any](), Engine.finish
+    monkeypatch.setattr(Engine, "finish", lambda engine: stepped.append(engine.optimizer) or finish(engine))
     options = ("method=full", *SHORT, f"model.path={wider}", "stage.max_steps=6", "stage.learning_rate=1e-3")
     options = (*options, "precision=fp32", "stage.save_total_limit=3")
     plain = execute(*options, f"stage.optimizer={optimizer.removeprefix('paged_')}", folder="plain")
@@ -72,6 +77,17 @@ def test_paged_states_step_as_others_and_go_on(optimizer: str, execute: Callable
     middle = paged.run.folder.checkpoints / "step-000003"
     resumed = execute(*options, f"stage.optimizer={optimizer}", "stage.save_steps=3", resume_from=middle)
     assert resumed.losses == pytest.approx(paged.losses[3:], rel=1e-4)
+    assert [_paged(each) for each in stepped[1:]] == [{False, True}] * 2  # as it was begun, and resumed
+
+
+def _paged(optimizer: Any) -> set[bool]:
+    """Whether states are paged, each where its tensor is large enough."""
+    found = set[bool]()
+    for parameter, state in optimizer.state.items():
+        there = {getattr(state[name], "is_paged", False) for name in ("state1", "state2") if name in state}
+        assert there == {parameter.numel() >= PAGED_FROM}
+        found |= there
+    return found
 
 
 @pytest.mark.parametrize("options", [(), ("data.packing=true",), ("stage=dpo",)], ids=["rows", "packed", "dpo"])

@@ -235,11 +235,18 @@ def test_eight_bits_step_as_more_do(name: str) -> None:
     assert (few - many).norm() < 0.15 * many.norm()
 
 
-def test_weight_decay_leaves_mambas_rates_alone() -> None:
-    named = {"layers.0.mixer.A_log": torch.ones(4, 2), "layers.0.mixer.in_proj.weight": torch.ones(4, 2)}
+@pytest.mark.parametrize("table", ["mixer.A_log", "mlp.experts.gate_up_proj_bias"])
+def test_a_table_of_mambas_rates_or_of_experts_biases_is_no_matrix(table: str) -> None:
+    """It does not decay, Muon does not make its update orthogonal, and the plan counts AdamW's state of it."""
+    no, yes = f"model.layers.0.{table}", "model.layers.0.mixer.in_proj.weight"
+    named: dict[str, Tensor] = {name: torch.nn.Parameter(torch.ones(4, 2)) for name in (no, yes)}
     groups = {group["weight_decay"]: group["params"] for group in grouped(named, 0.1, lambda _: 1.0)}
-    assert groups[0.0][0] is named["layers.0.mixer.A_log"]
-    assert groups[0.1][0] is named["layers.0.mixer.in_proj.weight"]
+    assert groups[0.0] == [named[no]] and groups[0.1] == [named[yes]]
+    muon, adamw = build(named, planned_train(optimizer="muon"), ARCH).optimizers
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    assert [group["params"] for group in muon.param_groups] == [[named[yes]]]
+    assert [group["params"] for group in adamw.param_groups] == [[named[no]]]
+    assert [state_bytes("muon", {name: (4, 2)}, ARCH, 4) for name in (no, yes)] == [2 * 4 * 8, 4 * 8]
 
 
 def test_weight_decay_is_of_matrices_and_rates_are_in_proportion() -> None:

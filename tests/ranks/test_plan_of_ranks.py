@@ -95,6 +95,14 @@ def test_deepspeeds_buckets_are_of_the_models_size(tiny_model: Path, tmp_path: P
     assert "leaf_module" not in plan(tiny_model, "zero2").steps.train.ranks.configuration["zero_optimization"]
 
 
+def test_a_layer_that_the_method_adds_is_split_as_others(tmp_path: Path) -> None:
+    mixtral = tiny.save(tmp_path / "mixtral", model_type="mixtral", num_local_experts=4)
+    added, layers = ("method=llama_pro", "method.num_new_layers=2"), [f"model.layers.{index}" for index in range(4)]
+    zero3, fsdp = (plan(mixtral, name, 2, *added).steps.train.ranks.configuration for name in ("zero3", "fsdp"))
+    assert fsdp["units"] == layers
+    assert zero3["zero_optimization"]["leaf_module"]["names"] == [f"{name}.mlp" for name in layers]
+
+
 def test_each_node_is_named(tiny_model: Path) -> None:
     said = plan(tiny_model, "ddp", 4, "hardware.num_nodes=2").steps.train.ranks.by_node
     assert [text.partition(";")[0] for text in said] == ["node 0: ranks 0 to 1", "node 1: ranks 2 to 3"]

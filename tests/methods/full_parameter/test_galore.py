@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,62 @@ def test_steps_are_algorithm_2(shape: tuple[int, ...], train_plan: Callable[...,
         weight = weight * (1 - rate * DECAY) - rate * update
         np.testing.assert_allclose(matrix.detach().numpy(), weight, atol=1e-5)
     assert matrix.grad is None
+
+
+def _stepped(stepped: GaLore, *given: torch.Tensor) -> None:
+    for gradient in given:
+        stepped.matrix.grad = gradient.clone()
+        stepped.step()
+
+
+def _own(projector: torch.Tensor | None, gradient: torch.Tensor) -> bool:
+    """Whether it spans what the gradient's first singular vectors do."""
+    assert projector is not None
+    first = torch.linalg.svd(gradient, full_matrices=False)[0][..., :RANK]
+    return torch.allclose(projector @ projector.mT, first @ first.mT, atol=1e-4)
+
+
+def test_zeros_draw_no_projector(train_plan: Callable[..., Any]) -> None:
+    """The old one stays; where there is none, the first gradient that is not zero draws it, after a resume too."""
+    shape = (6, 10)
+    zero, (one, two, three) = torch.zeros(shape), gradients(shape, 3)
+
+    def made() -> GaLore:
+        return GaLore(SETTINGS, train_plan(), Any, "q", torch.nn.Parameter(torch.ones(shape)))  # type: ignore[arg-type]
+
+    stepped = made()
+    _stepped(stepped, zero, zero)
+    assert stepped.matrix.eq(1).all() and stepped.steps == 2
+    again = made()
+    again.load_state_dict(deepcopy(stepped.state_dict()))
+    for each in (stepped, again):
+        _stepped(each, one)
+        assert _own(each.projector, one)
+        _stepped(each, zero)  # the next turn
+        assert _own(each.projector, one)
+        _stepped(each, two)  # which is over
+        assert _own(each.projector, one)
+        _stepped(each, zero, three)
+        assert each.steps == 2 * INTERVAL + 1 and _own(each.projector, three)
+    assert torch.equal(stepped.matrix, again.matrix)
+
+
+def test_an_expert_without_a_gradient_draws_no_projector(train_plan: Callable[..., Any]) -> None:
+    """Of a stack each matrix has its own: what others have stays until their turn."""
+    shape = (3, 6, 10)
+    one, two, three, four = gradients(shape, 4)
+    one[1:], two[2], four[0] = 0, 0, 0
+    stepped = GaLore(SETTINGS, train_plan(), Any, "q", torch.nn.Parameter(torch.ones(shape)))  # type: ignore[arg-type]
+    for gradient, from_which in ((one, (one, None, None)), (two, (one, two, None)), (three, (one, two, three))):
+        _stepped(stepped, gradient)
+        assert stepped.projector is not None
+        for index, drawn in enumerate(from_which):
+            found = stepped.projector[index]
+            assert found.eq(0).all() if drawn is None else _own(found, drawn[index])
+        assert stepped.lacks == (None in from_which)
+    _stepped(stepped, four)
+    assert [_own(stepped.projector[index], four[index]) for index in range(3)] == [False, True, True]
+    assert _own(stepped.projector[0], one[0])
 
 
 def test_projectors_are_drawn_side_by_side(train_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
