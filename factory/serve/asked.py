@@ -83,7 +83,7 @@ class Desk:
         if not ids:
             raise bad("There is nothing to go on from: the prompt has no token.", param)
         if len(ids) + room > self.room.context:
-            raise too_long(len(ids), self.room.context, param)
+            raise too_long(len(ids), self.room.context, param, room)
         if max(ids) >= self.room.plan.steps.patch.vocabulary:
             raise bad(f"There is no token {max(ids)}.", param)
 

@@ -274,6 +274,16 @@ def test_a_field_that_is_known_and_not_there_is_told_to_be_left_out(served: Serv
             assert told["message"] == f"{field}: this server does not have it: leave it out." and told["param"] == field
 
 
+def test_what_is_too_long_to_be_embedded_is_told_of_no_answer(client: Any, opened: tuple[Any, Any]) -> None:
+    context = opened[0].context
+    assert client.embeddings.create(model="tiny", input=[5] * context).data
+    with pytest.raises(openai.BadRequestError, match="more than the context of 256") as raised:
+        client.embeddings.create(model="tiny", input=[5] * (context + 1))
+    assert (raised.value.param, raised.value.code) == ("input", "context_length_exceeded")
+    with pytest.raises(openai.BadRequestError, match="needs room for an answer"):
+        client.completions.create(model="tiny", prompt=[5] * context)
+
+
 def test_an_unknown_model_is_a_404(client: Any) -> None:
     for ask in (client.chat.completions, client.completions):
         words = {"messages": HI} if ask is client.chat.completions else {"prompt": "Hi"}
@@ -374,6 +384,9 @@ def test_json_is_held_to_or_refused(client: Any) -> None:
         return
     found = client.chat.completions.create(model="tiny", messages=HI, response_format=form, max_tokens=60)
     assert json.loads(found.choices[0].message.content)["n"] in (1, 2)
+    any_object = {"type": "json_object"}
+    found = client.chat.completions.create(model="tiny", messages=HI, response_format=any_object, max_tokens=60)
+    assert found.choices[0].message.content.startswith(("{}", '{"'))
 
 
 def test_what_is_held_to_json_calls_no_tools(client: Any) -> None:
