@@ -226,7 +226,14 @@ def _begun_call(desk: Desk, asked: wire.ChatRequest) -> str:
         raise errors.bad(f"There is no tool {str(name)[:64]!r} among `tools`.", "tool_choice")
     if form is None:
         raise errors.bad("A call cannot be required: how this model writes its calls is not known.", "tool_choice")
-    return calls.beginning(form, name)
+    begun = calls.beginning(form, name)
+    if not begun:
+        wrong = (
+            "A call of one of several tools cannot be required of this model, whose calls begin with the tool's name"
+        )
+        told = '{"type": "function", "function": {"name": …}}'
+        raise errors.bad(f"{wrong}: name one, by tool_choice={told}.", "tool_choice")
+    return begun
 
 
 async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest, request: Request) -> Response:

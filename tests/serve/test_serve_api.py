@@ -340,6 +340,20 @@ def test_a_call_is_begun_where_it_is_required(client: Any, speaking: Callable[[s
     assert found.message.content.startswith("Action: look_up") and found.message.content.endswith("the sea's fall")
 
 
+def test_one_of_several_tools_is_not_required_of_a_model_that_begins_with_the_name(
+    client: Any, speaking: Callable[[str], list[Request]], opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened[0].prompts, "tool_format", FORMATS["glm4"])
+    seen, second = speaking('{"word": "ebb"}'), {**TOOL, "function": {**TOOL["function"], "name": "spell"}}
+    with pytest.raises(openai.BadRequestError, match="name one, by tool_choice=") as raised:
+        client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL, second], tool_choice="required")
+    assert raised.value.param == "tool_choice" and not seen
+    named = {"type": "function", "function": {"name": "spell"}}
+    for tools, choice, name in (([TOOL], "required", "look_up"), ([TOOL, second], named, "spell")):
+        found = client.chat.completions.create(model="tiny", messages=HI, tools=tools, tool_choice=choice).choices[0]
+        assert [call.function.name for call in found.message.tool_calls] == [name]
+
+
 def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[Request]], opened: Any) -> None:
     seen = speaking("It falls.")
     call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "ebb"}'}}
