@@ -110,6 +110,33 @@ def test_completions_of_texts_and_of_tokens(client: Any, opened: tuple[Any, Any]
     assert all(choice.text.startswith("Bread") for choice in several.choices[2:])
 
 
+def test_an_echoed_prompt_is_what_was_sent(
+    client: Any, speaking: Callable[[str], list[Request]], opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the texts of special tokens, and the spaces before a full stop, which a tokenizer may clean up."""
+    speaking("!")
+    tokenizer, text = opened[0].prompts.tokenizer, "<|im_start|>user\nHi , you .<|im_end|>"
+    monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", True)
+    ids = tokenizer(text)["input_ids"]
+    for prompt in (text, ids, [text], [ids]):
+        found = client.completions.create(model="tiny", prompt=prompt, echo=True)
+        assert found.choices[0].text == f"{text}!"
+
+
+@pytest.mark.parametrize(("words", "most"), [((), 16), (("generation.max_tokens=5",), 5)])
+def test_a_completion_has_the_length_that_was_set_or_openais(
+    words: tuple[str, ...], most: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY[:-1], *words)
+    seen = says(room, "So.", monkeypatch)
+    with serving(room, settings) as found:
+        client = found.client()
+        client.completions.create(model="tiny", prompt="The sea")
+        client.completions.create(model="tiny", prompt="The sea", max_tokens=7)
+    room.engine.stop(0)
+    assert [request.sampling.max_tokens for request in seen] == [most, 7]
+
+
 def test_a_completion_begins_with_the_space_after_its_prompt(
     client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +257,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         {"response_format": {"type": "text", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
         "response_format",
     ),
+    "a name without end": ({"messages": [{**HI[0], "name": "a" * 65}]}, "messages.0.name"),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
     "a length in two ways": ({"max_completion_tokens": 3}, None),
 }
