@@ -45,7 +45,7 @@ def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str
     )
     metrics = Metrics(room.engine)
     one = ThreadPoolExecutor(1, "tokenizer")
-    desk = Desk(room, generation, Fetcher(serve.image_hosts, serve.max_body), one)
+    desk = Desk(room, generation, partial(Fetcher, serve.image_hosts, serve.max_body), one)
     _handlers(made)
     _about(made, desk, metrics)
     made.post("/v1/chat/completions")(partial_of(_chat, desk, metrics, wire.ChatRequest))
@@ -170,7 +170,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
     watch, room = Watch(metrics), desk.room
     desk.adapter(asked.model)
     tools = [] if asked.tool_choice == "none" else asked.tools or []
-    conversation = await desk.conversation(asked.messages, tools)
+    conversation = await answers.while_there(request, desk.conversation(asked.messages, desk.fetcher(), tools))
     ids = await _apart(desk, rendered, room.prompts.chat, conversation)
     begun = _begun_call(desk, asked)
     if begun:
@@ -302,9 +302,9 @@ def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
 async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request: Request) -> Response:
     adapter = desk.scorer(asked.model)
     several = asked.messages if isinstance(asked.messages[0], list) else [asked.messages]
-    rows, seen = list[list[int]](), list[Seen]()
+    rows, seen, fetcher = list[list[int]](), list[Seen](), desk.fetcher()
     for messages in several:
-        conversation = await desk.conversation(messages)  # type: ignore[arg-type]
+        conversation = await answers.while_there(request, desk.conversation(messages, fetcher))  # type: ignore[arg-type]
         if conversation.messages[-1]["role"] != "assistant":
             raise errors.bad("A conversation that is scored ends with an answer of the assistant.", "messages")
         rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))
