@@ -16,15 +16,19 @@ def read(model: Any, folder: str | Path, name: str = "default", *, wide: bool = 
     if not again:
         model = PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=wide)
     if again or not pruned:  # what PEFT leaves out is told to who reads it beside another, or once more
-        _whole(model.load_adapter(str(folder), adapter_name=name, autocast_adapter_dtype=wide))
+        _whole(model.load_adapter(str(folder), adapter_name=name, autocast_adapter_dtype=wide), name)
     if pruned:
         _as_saved(model, folder, name)
     return model
 
 
-def _whole(found: Any) -> None:
-    """Raises ValueError where tensors of the file were left out, or those of the model stayed as they were made."""
-    if lost := sorted((*found.unexpected_keys, *found.missing_keys)):
+def _whole(found: Any, name: str) -> None:
+    """Raises ValueError where tensors of the file were left out, or those of the model stayed as they were made.
+
+    PEFT counts another adapter's tensors too where the name is a part of theirs, as `a` is of `lora_A.support.weight`.
+    """
+    missing = [key for key in found.missing_keys if name in key.split(".")[-2:]]
+    if lost := sorted((*found.unexpected_keys, *missing)):
         what = "has no place in this model" if lost[0] in found.unexpected_keys else "is not among its tensors"
         raise ValueError(f"{lost[0]} {what}, and {len(lost) - 1} more")
 

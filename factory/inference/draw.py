@@ -88,6 +88,6 @@ def _drawn(drawer: Drawer, logits: Tensor) -> Token | Done:
     """What fails of one answer, as its grammar, fails of that one alone."""
     try:
         return drawer.draw(logits)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         _log.exception("an answer could not be drawn")
         return failed(error)

@@ -6,6 +6,9 @@ from typing import Any
 
 from factory.inference.room import Room
 
+_KEPT = 256 * 2**20  # bytes of grammars; clients may send another schema each time
+_OBJECT = {"type": "object"}  # of any properties
+
 
 class Grammar:
     """Of one answer."""
@@ -27,14 +30,12 @@ class Grammar:
 
 
 def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
-    """None: any JSON. Raises ImportError without the package, ValueError for a schema that it does not take."""
+    """None: any JSON object. Raises ImportError without the package, ValueError for a schema that it does not take."""
     compiler, rows = _compiler(room)
+    asked = json.dumps(_OBJECT if schema is None else schema)
     try:
-        if schema is None:
-            compiled = compiler.compile_builtin_json_grammar()
-        else:
-            # small models write space for ever where they may
-            compiled = compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
+        # small models write space for ever where they may
+        compiled = compiler.compile_json_schema(asked, any_whitespace=False)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
     return Grammar(compiled, rows, sorted(room.prompts.stops))
@@ -42,11 +43,11 @@ def grammar(room: Room, schema: dict[str, Any] | None) -> Grammar:
 
 @lru_cache(maxsize=4)
 def _compiler(room: Room) -> tuple[Any, int]:
-    """It keeps the grammars that it made."""
+    """It keeps the grammars that it made last."""
     import xgrammar  # pyright: ignore[reportMissingImports]
 
     rows = room.plan.steps.patch.vocabulary
     info = xgrammar.TokenizerInfo.from_huggingface(
         room.prompts.tokenizer, vocab_size=rows, stop_token_ids=sorted(room.prompts.stops)
     )
-    return xgrammar.GrammarCompiler(info), rows
+    return xgrammar.GrammarCompiler(info, cache_limit_bytes=_KEPT), rows

@@ -165,6 +165,8 @@ class Prompts:
             made: Message = {**message, "content": guard(_without_media(message["content"], places, mark))}
             if "reasoning" in made:
                 made["reasoning"] = guard(made["reasoning"])
+            if "name" in made:
+                made["name"] = guard(made["name"])
             if "tool_calls" in made:
                 made["tool_calls"] = _each_text(made["tool_calls"], guard)
             messages.append(made)

@@ -5,7 +5,7 @@ folder that `load` found.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ _VLLM = (
 )
 _STEPS = {"transformers": _EMBEDDED, "vllm": _VLLM}
 OWN = "default"  # the adapter of the plan
+
+
+def behind(adapters: Iterable[str]) -> dict[str, str]:
+    """By what an engine knows the further adapters of these names.
+
+    Never by a user's words: one may be OWN, or what PEFT can name no module (`v1.5`, `keys`) or finds in `lora_` (`a`).
+    """
+    return {name: f"beside_{number}" for number, name in enumerate(adapters)}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,7 +156,7 @@ def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: st
     if load.adapter and load.own_base != "rebuilt" and base not in {name, *adapters}:
         own[base] = None
     _tell_of_templates(room, adapters, tell)
-    room.names = own | {each: each for each in adapters}
+    room.names = own | behind(adapters)
     return room
 
 

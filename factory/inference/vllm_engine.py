@@ -138,11 +138,11 @@ class Vllm(Scheduled):
 def _rank(adapters: dict[str, str]) -> int:
     """Of the largest. Raises UserError for one that is no plain LoRA."""
     largest = 1
-    for name, path in adapters.items():
+    for path in adapters.values():
         config = look_at_adapter(path).config
         if config.get("peft_type") != "LORA" or config.get("use_dora"):
-            wrong = f"engine=vllm reads plain LoRA alone, and {name} is {config.get('peft_type')}"
-            raise refuse("serve-adapter", f"serve.adapters.{name}={path}", wrong)
+            kind = f"{config.get('peft_type')} with DoRA" if config.get("use_dora") else config.get("peft_type")
+            raise refuse("serve-adapter", "engine=vllm", f"it reads plain LoRA alone, and {path} is {kind}")
         largest = max(largest, config.get("r", 1), *(config.get("rank_pattern") or {}).values(), 1)
     found = next((rank for rank in _RANKS if rank >= largest), None)
     if found is None:

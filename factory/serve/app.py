@@ -22,6 +22,7 @@ from factory.inference import calls
 from factory.inference.room import Room
 from factory.inference.text import written
 from factory.inference.types import Overloaded, Seen, Stopping, Unable
+from factory.line import name_of
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
 from factory.serve.asked import Desk, rendered
@@ -29,7 +30,7 @@ from factory.serve.guard import Guard
 from factory.serve.images import Fetcher
 from factory.serve.metrics import Metrics
 
-_MOST_TOKENS = 16  # of a completion where nobody says, as OpenAI's API has it
+_MOST_TOKENS = 16  # of a completion where nobody says, as OpenAI's API has it; the key's own default is of a chat
 
 
 def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str | None) -> Guard:
@@ -44,7 +45,7 @@ def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str
     )
     metrics = Metrics(room.engine)
     one = ThreadPoolExecutor(1, "tokenizer")
-    desk = Desk(room, generation, Fetcher(serve.image_hosts, serve.max_body), one)
+    desk = Desk(room, generation, partial(Fetcher, serve.image_hosts, serve.max_body), one)
     _handlers(made)
     _about(made, desk, metrics)
     made.post("/v1/chat/completions")(partial_of(_chat, desk, metrics, wire.ChatRequest))
@@ -169,7 +170,7 @@ async def _chat(desk: Desk, metrics: Metrics, asked: wire.ChatRequest, request: 
     watch, room = Watch(metrics), desk.room
     desk.adapter(asked.model)
     tools = [] if asked.tool_choice == "none" else asked.tools or []
-    conversation = await desk.conversation(asked.messages, tools)
+    conversation = await answers.while_there(request, desk.conversation(asked.messages, desk.fetcher(), tools))
     ids = await _apart(desk, rendered, room.prompts.chat, conversation)
     begun = _begun_call(desk, asked)
     if begun:
@@ -226,18 +227,25 @@ def _begun_call(desk: Desk, asked: wire.ChatRequest) -> str:
         raise errors.bad(f"There is no tool {str(name)[:64]!r} among `tools`.", "tool_choice")
     if form is None:
         raise errors.bad("A call cannot be required: how this model writes its calls is not known.", "tool_choice")
-    return calls.beginning(form, name)
+    begun = calls.beginning(form, name)
+    if not begun:
+        wrong = (
+            "A call of one of several tools cannot be required of this model, whose calls begin with the tool's name"
+        )
+        told = '{"type": "function", "function": {"name": …}}'
+        raise errors.bad(f"{wrong}: name one, by tool_choice={told}.", "tool_choice")
+    return begun
 
 
 async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest, request: Request) -> Response:
     watch, room = Watch(metrics), desk.room
     desk.adapter(asked.model)
     prompts = await _apart(desk, _prompts, desk, asked.prompt)
-    sampling = desk.sampling(asked, asked.max_tokens or _MOST_TOKENS, asked.logprobs)
+    sampling = desk.sampling(asked, asked.max_tokens or _most(room), asked.logprobs)
     requests = await _apart(desk, desk.requests, asked, prompts, sampling, "prompt")
     found = answers.deltas(answers.shown(room, requests, desk.stops(asked), watch, goes_on=True))
     first, each = answers.head("text_completion", asked.model), asked.n or 1
-    before = [room.prompts.tokenizer.decode(ids, skip_special_tokens=True) if asked.echo else "" for ids in prompts]
+    before = await _apart(desk, _echoed, desk, asked.prompt) if asked.echo else [""] * len(prompts)
     places = [0] * len(requests)
 
     def choice(number: int, part: Delta, *, opens: bool = True) -> dict[str, Any]:
@@ -254,10 +262,25 @@ async def _complete(desk: Desk, metrics: Metrics, asked: wire.CompletionRequest,
     return await _whole(request, first, found, len(requests), choice, watch, size)
 
 
-def _prompts(desk: Desk, asked: Any) -> list[list[int]]:
+def _most(room: Room) -> int | None:
+    """Tokens of a completion where the client does not say; None: as generation.max_tokens says, which somebody set."""
+    said = {name_of(text) for text in room.plan.overrides}
+    return None if said & {"generation", "generation.max_tokens"} else _MOST_TOKENS
+
+
+def _several(asked: Any) -> list[Any]:
     """One prompt or several, as text or as tokens."""
-    several = asked if isinstance(asked, list) and not isinstance(asked[0], int) else [asked]
-    return [desk.room.prompts.text(each) if isinstance(each, str) else list(each) for each in several]
+    return asked if isinstance(asked, list) and not isinstance(asked[0], int) else [asked]
+
+
+def _prompts(desk: Desk, asked: Any) -> list[list[int]]:
+    return [desk.room.prompts.text(each) if isinstance(each, str) else list(each) for each in _several(asked)]
+
+
+def _echoed(desk: Desk, asked: Any) -> list[str]:
+    """A text as it was sent; of tokens all that they stand for."""
+    decode = partial(desk.room.prompts.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return [each if isinstance(each, str) else decode(each) for each in _several(asked)]
 
 
 async def _embed(desk: Desk, metrics: Metrics, asked: wire.EmbeddingRequest, request: Request) -> Response:
@@ -279,9 +302,9 @@ def _coded(asked: wire.EmbeddingRequest, values: list[float]) -> Any:
 async def _score(desk: Desk, metrics: Metrics, asked: wire.ScoreRequest, request: Request) -> Response:
     adapter = desk.scorer(asked.model)
     several = asked.messages if isinstance(asked.messages[0], list) else [asked.messages]
-    rows, seen = list[list[int]](), list[Seen]()
+    rows, seen, fetcher = list[list[int]](), list[Seen](), desk.fetcher()
     for messages in several:
-        conversation = await desk.conversation(messages)  # type: ignore[arg-type]
+        conversation = await answers.while_there(request, desk.conversation(messages, fetcher))  # type: ignore[arg-type]
         if conversation.messages[-1]["role"] != "assistant":
             raise errors.bad("A conversation that is scored ends with an answer of the assistant.", "messages")
         rows.append(await _apart(desk, rendered, desk.room.prompts.answered, conversation))

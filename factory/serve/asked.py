@@ -24,11 +24,14 @@ _OF_ROLE = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_c
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What every address works with. `one`: a thread for the tokenizer, which is not for several at a time."""
+    """What every address works with. `fetcher` makes that of a request.
+
+    `one`: a thread for the tokenizer, which is not for several at a time.
+    """
 
     room: Room
     generation: schema.Generation
-    fetcher: Fetcher
+    fetcher: Callable[[], Fetcher]
     one: ThreadPoolExecutor
 
     def adapter(self, name: str) -> str | None:
@@ -83,7 +86,7 @@ class Desk:
         if not ids:
             raise bad("There is nothing to go on from: the prompt has no token.", param)
         if len(ids) + room > self.room.context:
-            raise too_long(len(ids), self.room.context, param)
+            raise too_long(len(ids), self.room.context, param, room)
         if max(ids) >= self.room.plan.steps.patch.vocabulary:
             raise bad(f"There is no token {max(ids)}.", param)
 
@@ -106,7 +109,9 @@ class Desk:
         except ValueError as error:
             raise bad(f"The schema cannot be used: {str(error)[:200]}", "response_format") from None
 
-    async def conversation(self, messages: Sequence[wire.Message], tools: Sequence[wire.Tool] = ()) -> Conversation:
+    async def conversation(
+        self, messages: Sequence[wire.Message], fetcher: Fetcher, tools: Sequence[wire.Tool] = ()
+    ) -> Conversation:
         """Raises ApiError."""
         if not self.room.prompts.chats:
             raise bad(
@@ -129,7 +134,7 @@ class Desk:
                     raise bad("Images are in messages of the user alone.", f"{param}.content")
                 places.add((place, len(content)))
                 content += "<image>"
-                images.append(await self.fetcher.image(part.url, f"{param}.content"))
+                images.append(await fetcher.image(part.url, f"{param}.content"))
             made.append(_message(message, content, param))
         given = tuple(tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools)
         return Conversation(messages=tuple(made), tools=given, images=tuple(images), places=frozenset(places))

@@ -69,12 +69,12 @@ def no_json(kind: str) -> ApiError:
     return ApiError(415, wrong, code="unsupported_media_type")
 
 
-def too_long(tokens: int, context: int, param: str) -> ApiError:
-    return bad(
-        f"The prompt has {tokens:,} tokens, and the context of {context:,} needs room for an answer too: shorten it.",
-        param,
-        "context_length_exceeded",
-    )
+def too_long(tokens: int, context: int, param: str, room: int) -> ApiError:
+    """`room`: tokens that an answer needs at least."""
+    wrong = f"The prompt has {tokens:,} tokens, and the context of {context:,} needs room for an answer too"
+    if not room:
+        wrong = f"There are {tokens:,} tokens, more than the context of {context:,}"
+    return bad(f"{wrong}: shorten it.", param, "context_length_exceeded")
 
 
 def overloaded() -> ApiError:

@@ -19,10 +19,10 @@ _REDIRECTS, _SECONDS = 3, 10.0
 
 
 class Fetcher:
-    """`hosts`: those that are allowed. `most`: bytes of one image."""
+    """Of one request. `hosts`: those that are allowed. `most`: bytes of all images that it fetches."""
 
     def __init__(self, hosts: Sequence[str], most: int):
-        self._hosts, self._most = frozenset(host.lower() for host in hosts), most
+        self._hosts, self._most, self._left = frozenset(host.lower() for host in hosts), most, most
 
     async def image(self, url: str, param: str) -> str:
         """As a data: URL. Raises ApiError."""
@@ -30,6 +30,13 @@ class Fetcher:
             if not _DATA.fullmatch(url):
                 raise _invalid(_NO_IMAGE, param)
             return url
+        try:
+            async with asyncio.timeout(_SECONDS):
+                return await self._fetched(url, param)
+        except TimeoutError:
+            raise _invalid(f"The image was not there within {_SECONDS:.0f} s.", param) from None
+
+    async def _fetched(self, url: str, param: str) -> str:
         for _ in range(_REDIRECTS + 1):
             found = await self._once(url, param)
             if not isinstance(found, httpx.URL):
@@ -54,8 +61,9 @@ class Fetcher:
                 body = bytearray()
                 async for chunk in response.aiter_bytes():
                     body += chunk
-                    if len(body) > self._most:
-                        raise _invalid(f"The image has more than {self._most:,} bytes.", param)
+                    self._left -= len(chunk)
+                    if self._left < 0:
+                        raise _invalid(f"The images have more than {self._most:,} bytes together.", param)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             raise _invalid("The image could not be fetched.", param) from None
         return "data:image/png;base64," + base64.b64encode(bytes(body)).decode()

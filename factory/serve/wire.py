@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _MOST_CHOICES, _MOST_STOPS, _MOST_TOP, _MOST_ROWS = 128, 16, 20, 2048
+_MOST_NAME = 64  # characters, as OpenAI's API has it
 
 
 def _speakable(value: Any) -> Any:
@@ -61,7 +62,7 @@ class Part(Wire):
 
 
 class FunctionCall(Wire):
-    name: Annotated[Text, Field(min_length=1, max_length=64)]
+    name: Annotated[Text, Field(min_length=1, max_length=_MOST_NAME)]
     arguments: Text
 
 
@@ -74,7 +75,8 @@ class ToolCall(Wire):
 class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[Part] | None = None
-    name: Text | None = None  # of a tool; agents send their own names too, which no template shows a model
+    # of a tool; agents send their own names too, which no template shows a model
+    name: Annotated[Text, Field(max_length=_MOST_NAME)] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Text | None = None
     reasoning_content: Text | None = None
@@ -85,7 +87,7 @@ class Message(Wire):
 
 
 class Function(Wire):
-    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=_MOST_NAME)]
     description: Text | None = None
     parameters: Tree | None = None
     strict: bool | None = None  # OpenAI's own helpers send it: it is taken, and arguments are held to no schema

@@ -6,7 +6,7 @@ from typing import Any
 from factory import saved_adapter
 from factory.data.media import processor_spec
 from factory.inference.prompts import Prompts
-from factory.inference.room import OWN, Opening, Room
+from factory.inference.room import OWN, Opening, Room, behind
 from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.feed import autocast
@@ -35,7 +35,8 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
 def vllm(run: Opening, tokenizer: Any) -> dict[str, Any]:
     from factory.inference.vllm_engine import Vllm
 
-    plan, adapters = run.plan, dict(run.adapters)
+    plan, known = run.plan, behind(run.adapters)
+    adapters = {known[name]: folder for name, folder in run.adapters.items()}
     if plan.steps.load.adapter is not None:
         adapters[OWN] = plan.steps.load.adapter
     made = Vllm(source.folder(run), plan, run.engine, adapters, plan.steps.patch.reach)
@@ -54,9 +55,10 @@ def prompts(run: Opening, tokenizer: Any, processor: Any, stops: Any) -> Prompts
 
 def with_adapters(model: Any, adapters: dict[str, str]) -> Any:
     """The model with further adapters beside its own. Raises UserError for one that is not of this base."""
+    known = behind(adapters)
     for name, folder in adapters.items():
         try:
-            model = saved_adapter.read(model, folder, name)
+            model = saved_adapter.read(model, folder, known[name])
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", first[:200].rstrip(".: ")) from error

@@ -166,29 +166,33 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 class _Failing:
-    """A grammar that fails at the second token."""
+    """A grammar that fails at this token."""
 
-    def __init__(self) -> None:
-        self.seen = 0
+    def __init__(self, last: int, error: Exception) -> None:
+        self.seen, self.last, self.error = 0, last, error
 
     def mask(self, logits: Any) -> None:
         self.seen += 1
-        if self.seen == 2:
-            raise ValueError("no such state")
+        if self.seen == self.last:
+            raise self.error
 
     def accept(self, token: int) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "error", [ValueError("no such state"), TypeError("no such state")], ids=lambda each: repr(each)
+)
+@pytest.mark.parametrize("last", [1, 2])
 def test_an_answer_whose_grammar_fails_ends_alone(
-    engine: Callable[..., Embedded], caplog: pytest.LogCaptureFixture
+    last: int, error: Exception, engine: Callable[..., Embedded], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client is told that the log has the reason."""
     model = tiny_model()
-    broken = replace(asked(prompts()[0]), allowed=_Failing())
-    (tokens, done), other = engine(model).batch([broken, asked(prompts()[1])])
-    assert len(tokens) == 1 and done == Done("error", "ValueError: no such state")
-    assert ids_of(other) == alone(model, prompts()[1])
+    broken = replace(asked(prompts()[1]), allowed=_Failing(last, error))
+    other, (tokens, done) = engine(model, prefill=256).batch([asked(prompts()[0]), broken])
+    assert len(tokens) == last - 1 and done == Done("error", f"{type(error).__name__}: no such state")
+    assert ids_of(other) == alone(model, prompts()[0])
     assert "no such state" in caplog.text
 
 

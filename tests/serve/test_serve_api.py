@@ -110,6 +110,33 @@ def test_completions_of_texts_and_of_tokens(client: Any, opened: tuple[Any, Any]
     assert all(choice.text.startswith("Bread") for choice in several.choices[2:])
 
 
+def test_an_echoed_prompt_is_what_was_sent(
+    client: Any, speaking: Callable[[str], list[Request]], opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the texts of special tokens, and the spaces before a full stop, which a tokenizer may clean up."""
+    speaking("!")
+    tokenizer, text = opened[0].prompts.tokenizer, "<|im_start|>user\nHi , you .<|im_end|>"
+    monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", True)
+    ids = tokenizer(text)["input_ids"]
+    for prompt in (text, ids, [text], [ids]):
+        found = client.completions.create(model="tiny", prompt=prompt, echo=True)
+        assert found.choices[0].text == f"{text}!"
+
+
+@pytest.mark.parametrize(("words", "most"), [((), 16), (("generation.max_tokens=5",), 5)])
+def test_a_completion_has_the_length_that_was_set_or_openais(
+    words: tuple[str, ...], most: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY[:-1], *words)
+    seen = says(room, "So.", monkeypatch)
+    with serving(room, settings) as found:
+        client = found.client()
+        client.completions.create(model="tiny", prompt="The sea")
+        client.completions.create(model="tiny", prompt="The sea", max_tokens=7)
+    room.engine.stop(0)
+    assert [request.sampling.max_tokens for request in seen] == [most, 7]
+
+
 def test_a_completion_begins_with_the_space_after_its_prompt(
     client: Any, opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +257,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
         {"response_format": {"type": "text", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
         "response_format",
     ),
+    "a name without end": ({"messages": [{**HI[0], "name": "a" * 65}]}, "messages.0.name"),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
     "a length in two ways": ({"max_completion_tokens": 3}, None),
 }
@@ -272,6 +300,16 @@ def test_a_field_that_is_known_and_not_there_is_told_to_be_left_out(served: Serv
             body = {"model": "tiny", "prompt" if path == "completions" else "input": "x", field: value}
             told = http.post(f"/v1/{path}", json=body).json()["error"]
             assert told["message"] == f"{field}: this server does not have it: leave it out." and told["param"] == field
+
+
+def test_what_is_too_long_to_be_embedded_is_told_of_no_answer(client: Any, opened: tuple[Any, Any]) -> None:
+    context = opened[0].context
+    assert client.embeddings.create(model="tiny", input=[5] * context).data
+    with pytest.raises(openai.BadRequestError, match="more than the context of 256") as raised:
+        client.embeddings.create(model="tiny", input=[5] * (context + 1))
+    assert (raised.value.param, raised.value.code) == ("input", "context_length_exceeded")
+    with pytest.raises(openai.BadRequestError, match="needs room for an answer"):
+        client.completions.create(model="tiny", prompt=[5] * context)
 
 
 def test_an_unknown_model_is_a_404(client: Any) -> None:
@@ -330,6 +368,20 @@ def test_a_call_is_begun_where_it_is_required(client: Any, speaking: Callable[[s
     assert found.message.content.startswith("Action: look_up") and found.message.content.endswith("the sea's fall")
 
 
+def test_one_of_several_tools_is_not_required_of_a_model_that_begins_with_the_name(
+    client: Any, speaking: Callable[[str], list[Request]], opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened[0].prompts, "tool_format", FORMATS["glm4"])
+    seen, second = speaking('{"word": "ebb"}'), {**TOOL, "function": {**TOOL["function"], "name": "spell"}}
+    with pytest.raises(openai.BadRequestError, match="name one, by tool_choice=") as raised:
+        client.chat.completions.create(model="tiny", messages=HI, tools=[TOOL, second], tool_choice="required")
+    assert raised.value.param == "tool_choice" and not seen
+    named = {"type": "function", "function": {"name": "spell"}}
+    for tools, choice, name in (([TOOL], "required", "look_up"), ([TOOL, second], named, "spell")):
+        found = client.chat.completions.create(model="tiny", messages=HI, tools=tools, tool_choice=choice).choices[0]
+        assert [call.function.name for call in found.message.tool_calls] == [name]
+
+
 def test_a_result_of_a_tool_is_read(client: Any, speaking: Callable[[str], list[Request]], opened: Any) -> None:
     seen = speaking("It falls.")
     call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "ebb"}'}}
@@ -374,6 +426,9 @@ def test_json_is_held_to_or_refused(client: Any) -> None:
         return
     found = client.chat.completions.create(model="tiny", messages=HI, response_format=form, max_tokens=60)
     assert json.loads(found.choices[0].message.content)["n"] in (1, 2)
+    any_object = {"type": "json_object"}
+    found = client.chat.completions.create(model="tiny", messages=HI, response_format=any_object, max_tokens=60)
+    assert found.choices[0].message.content.startswith(("{}", '{"'))
 
 
 def test_what_is_held_to_json_calls_no_tools(client: Any) -> None:

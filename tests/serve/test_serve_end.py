@@ -3,6 +3,7 @@
 import json
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,8 +15,10 @@ import openai
 import pytest
 import tiny
 import uvicorn
+from safetensors.torch import load_file
 from serving import TINY, planned, room_of, serving
 
+from factory.inference import vllm_engine
 from factory.inference.embedded import Model
 from factory.inference.room import opened
 from factory.refusal import UserError
@@ -107,7 +110,7 @@ def test_adapters_of_one_base_by_name(execute: Callable[..., Any]) -> None:
         execute("method=lora", f"seed={seed}", *short, folder=name)
     words = ("run=one", "serve.adapters={other: two/model}", *TINY)
     room, settings = room_of("serve", *words)
-    assert room.names == {"one": "default", "llama": None, "other": "other"}
+    assert list(room.names) == ["one", "llama", "other"]
     with serving(room, settings) as found:
         client = found.client()
         texts = {
@@ -202,13 +205,64 @@ def test_a_hangup_beside_another_signal_is_no_second_one(sent: tuple[int, int]) 
     assert [graces.get(timeout=5) for _ in sent] == [30.0, 30.0]
 
 
-def adapter_of(base: Path, folder: Path) -> Path:
+def adapter_of(base: Path, folder: Path, seed: int = 0) -> Path:
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    torch.manual_seed(seed)
     config = LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
     return folder
+
+
+@pytest.mark.parametrize("name", ["default", "a", "keys", "v1.5"])
+def test_an_adapter_stands_beside_the_runs_own_whatever_its_name(name: str, here: Path) -> None:
+    """PEFT calls the own one `default` too, finds `a` in `lora_`, and has no module named `keys` or with a dot."""
+    base = tiny.save(here / "base")
+    own, other = (adapter_of(base, here / each, seed) for seed, each in enumerate(("own", "other")))
+    words = (f"model.path={base}", f"model.adapter={own}", f"serve.adapters={{{name}: {other}}}", "serve.name=mine")
+    room, _ = room_of("serve", *words, *TINY)
+    room.engine.stop(0)
+    assert list(room.names) == ["mine", "base", name] and room.names["mine"] == room.own
+    engine: Any = room.engine
+    held, key = dict(engine.model.model.named_parameters()), "base_model.model.model.layers.1.self_attn.q_proj"
+    for asked, folder in (("mine", own), (name, other)):
+        for letter in "AB":
+            saved = load_file(folder / "adapter_model.safetensors")[f"{key}.lora_{letter}.weight"]
+            assert held[f"{key}.lora_{letter}.{room.names[asked]}.weight"].equal(saved), (asked, letter)
+
+
+def test_with_vllm_too_an_adapter_named_default_stands_beside_the_runs_own(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, seen = tiny.save(here / "base"), list[dict[str, str]]()
+
+    class Vllm:
+        def __init__(self, path: str, plan: Any, engine: Any, adapters: dict[str, str], context: int):
+            seen.append(adapters)
+
+    monkeypatch.setattr(vllm_engine, "Vllm", Vllm)
+    own, other = (str(adapter_of(base, here / each)) for each in ("own", "other"))
+    words = (f"model.path={base}", f"model.adapter={own}", f"serve.adapters={{default: {other}}}", "serve.name=mine")
+    room, _ = room_of("serve", *words, "engine=vllm", *TINY)
+    assert [seen[0][str(room.names[name])] for name in ("mine", "default")] == [own, other]
+
+
+def test_an_adapter_that_vllm_cannot_read_is_told_by_its_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.save(here / "base")
+    own, other = (adapter_of(base, here / name) for name in ("own", "other"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    for name, classes in (
+        ("vllm", ["EngineArgs", "LLMEngine"]),
+        ("vllm.lora", []),
+        ("vllm.lora.request", ["LoRARequest"]),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**dict.fromkeys(classes)))
+    words = (f"model.path={base}", f"model.adapter={own}", f"serve.adapters={{x: {other}}}", "engine=vllm")
+    with pytest.raises(UserError, match=rf"\[serve-adapter\].*{other} is LORA with DoRA"):
+        room_of("serve", *words, *TINY)
 
 
 @pytest.mark.parametrize(("trained", "served"), [(3, 2), (2, 3)])

@@ -2,13 +2,17 @@
 
 import asyncio
 import base64
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from serving import TINY, Serving, room_of, serving
 
-from factory.serve import images
-from factory.serve.errors import ApiError
+from factory.serve import app, images
+from factory.serve.errors import ApiError, bad
 from factory.serve.images import Fetcher
 
 
@@ -88,6 +92,96 @@ def test_what_is_too_large_or_not_there_is_told(net: dict[str, Any]) -> None:
     for answer in (httpx.Response(200, content=b"x" * 2000), httpx.Response(404)):
         net["answers"]["pictures.example"] = answer
         assert fetched("http://pictures.example/a.png", "pictures.example") == "invalid_image_url"
+
+
+def test_all_images_of_a_request_have_one_limit(net: dict[str, Any]) -> None:
+    net["names"]["pictures.example"] = ["93.184.216.34"]
+    net["answers"]["pictures.example"] = httpx.Response(200, content=b"x" * 600)
+    asked = Fetcher(["pictures.example"], 1000)
+
+    async def fetch(fetcher: Fetcher) -> str:
+        return await fetcher.image("http://pictures.example/a.png", "messages.0")
+
+    assert asyncio.run(fetch(asked)).startswith("data:")
+    with pytest.raises(ApiError, match="more than 1,000 bytes together"):
+        asyncio.run(fetch(asked))
+    assert asyncio.run(fetch(Fetcher(["pictures.example"], 1000))).startswith("data:")
+
+
+def test_a_host_that_sends_byte_by_byte_is_not_waited_for(net: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and the image does not."""
+
+    async def drops() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            await asyncio.sleep(0.005)
+            yield b"x"
+
+    monkeypatch.setattr(images, "_SECONDS", 0.05)
+    net["names"]["pictures.example"] = ["93.184.216.34"]
+    net["answers"]["pictures.example"] = httpx.Response(200, content=drops())
+    assert fetched("http://pictures.example/a.png", "pictures.example") == "invalid_image_url"
+
+
+def shown(*texts: str) -> list[dict[str, Any]]:
+    parts = [{"type": "image_url", "image_url": {"url": f"https://pictures.example/{each}.png"}} for each in texts]
+    return [{"role": "user", "content": parts}, {"role": "assistant", "content": "A sea."}]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> Iterator[Serving]:
+    room, settings = room_of("serve", f"model.path={tiny_model}", "serve.name=tiny", *TINY)
+    room.prompts.__dict__["sees"] = True
+    with serving(room, settings) as found:
+        yield found
+    room.engine.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("path", "messages"),
+    [("chat/completions", shown("a", "b")), ("score", shown("a", "b")), ("score", [shown("a"), shown("b")])],
+)
+def test_a_request_has_one_fetcher(
+    path: str, messages: list[Any], served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose limit is of all that it fetches; the next one has its own."""
+    seen = list[Fetcher]()
+
+    async def image(self: Fetcher, url: str, param: str) -> str:
+        seen.append(self)
+        if url.endswith("b.png"):
+            raise bad("No more.", param)
+        return url
+
+    def rendered(*_: Any) -> list[int]:
+        return [5]
+
+    monkeypatch.setattr(Fetcher, "image", image)
+    monkeypatch.setattr(app, "rendered", rendered)
+    monkeypatch.setattr(type(served.room.prompts), "inputs", lambda *_: {})
+    with served.http() as http:
+        for _ in range(2):
+            told = http.post(f"/v1/{path}", json={"model": "tiny", "messages": messages}).json()
+            assert told["error"]["message"] == "No more."
+    first, second, third, fourth = seen
+    assert first is second is not third and third is fourth
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "score"])
+def test_nothing_is_fetched_for_a_client_that_left(path: str, served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def image(self: Fetcher, url: str, param: str) -> str:
+        begun.set()
+        try:
+            await asyncio.sleep(10)
+        finally:
+            ended.set()
+        return url
+
+    monkeypatch.setattr(Fetcher, "image", image)
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post(f"/v1/{path}", json={"model": "tiny", "messages": shown("a")}, timeout=0.3)
+    assert begun.is_set() and ended.wait(2)
 
 
 @pytest.mark.parametrize(
