@@ -1,6 +1,7 @@
 """Verbs that the page runs for an answer: their words, their page, or a server to talk to. They end with the server."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from pathlib import Path
 import httpx
 
 from factory.line import flags
+from factory.run.launch import KILLED
 from factory.tied import ENDS
 
-_PATIENCE = 300.0  # seconds until a model must be loaded
 _ENDING = 10.0  # seconds that a server has to end
 _LOOK = 0.5  # seconds between two looks at what was printed
 _TAIL = 4_000  # characters
@@ -79,8 +80,7 @@ class Children:
             made = self._servers.get(words)
             if made is None or made.process.poll() is not None:
                 made = self._servers[words] = self._serve(words)
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline and made.process.poll() is None:
+        while made.process.poll() is None:  # however long it loads: whoever loads another model ends it
             with suppress(httpx.HTTPError):
                 status = httpx.get(f"{made.address}/health", timeout=5).status_code
                 if status == httpx.codes.OK:
@@ -91,7 +91,7 @@ class Children:
         made.process.terminate()
         with suppress(subprocess.TimeoutExpired):  # whoever asks again gets another
             made.process.wait(_ENDING)
-        raise RuntimeError(end_of(made.printed) if self._servers.get(words) is made else _REPLACED)
+        raise RuntimeError(_last_words(made) if self._servers.get(words) is made else _REPLACED)
 
     def _serve(self, words: tuple[str, ...]) -> Server:
         port = free_port("127.0.0.1")
@@ -128,6 +128,14 @@ def spawned(words: list[str], printed: Path, *, outlive: bool = False) -> subpro
             start_new_session=outlive,
             env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **({} if outlive else {ENDS: "1"})},
         )
+
+
+def _last_words(server: Server) -> str:
+    """What it printed, and how it ended where that does not say it."""
+    text, code = end_of(server.printed), server.process.returncode
+    if code == -signal.SIGKILL:
+        return f"{text}\n{KILLED}".strip()
+    return text if text.strip() else f"`factory serve` ended with code {code}, and printed nothing."
 
 
 def _goes_on(process: subprocess.Popen[bytes]) -> bool:

@@ -8,25 +8,29 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from factory.board.children import end_of, spawned
-from factory.execute.__main__ import REFUSED
-from factory.line import Overrides, flags, spelt
+from factory.execute.__main__ import FINISHED, INTERRUPTED, REFUSED
+from factory.line import Overrides, flags, spelt, unquoted
 from factory.parsed import yaml_of
-from factory.run.folder import RunFolder, is_held, read_json, write_whole
+from factory.refusal import UserError, refuse
+from factory.run.folder import RunFolder, is_held, read_json, runs_in, write_whole
+from factory.run.swept import SweepFolder
 from factory.tracking import ledger
 from factory.tracking.ledger import whole_lines
 
 State = Literal["queued", "cancelled", "starting", "running", "finished", "failed", "interrupted", "refused"]
+GOING_ON: tuple[State, ...] = ("queued", "starting", "running")
 _POLL = 1.0  # seconds between two looks at the queue
 _FRESH = 0.5  # seconds that the list of runs holds
 _LOG = 20_000  # characters at the end of a log that are shown
@@ -67,24 +71,20 @@ class Runs:
         return found
 
     def _found(self) -> list[Shown]:
-        depths = ("*/plan.yaml", "*/*/plan.yaml")  # by a name, by date and time
-        places = [*chain.from_iterable(map(self._outputs.glob, depths)), *self._sweeps.glob("**/plan.yaml")]
         there = _Processes()
-        found = [self._shown(path.parent, there) for path in places]
+        found = [each for place in runs_in(self._outputs, self._sweeps) if (each := self._shown(place, there))]
         known = {each.folder for each in found}
         waiting = [each for each in self._asked(there) if each.folder not in known]
         return sorted([*waiting, *found], key=lambda each: each.started, reverse=True)
 
-    def _shown(self, folder: Path, there: "_Processes") -> Shown:
-        plan = folder / "plan.yaml"
+    def _shown(self, folder: Path, there: "_Processes") -> Shown | None:
+        """None where it is gone since it was found."""
+        plan = RunFolder(folder).plan
         verb, overrides = _said(plan)
-        return Shown(
-            folder=str(folder),
-            verb=verb,
-            state=self.state(str(folder), there),
-            started=plan.stat().st_mtime,
-            overrides=overrides,
-        )
+        state, started = self.state(str(folder), there), _written(plan)
+        if started is None:
+            return None
+        return Shown(folder=str(folder), verb=verb, state=state, started=started, overrides=overrides)
 
     def known(self, folder: str | None) -> bool:
         """Whether it is one of these: a folder that comes from a page is not taken on trust."""
@@ -112,28 +112,35 @@ class Runs:
             return "interrupted"  # it was killed before it could say
         if begun or there.of_run(folder) is not None:
             return "starting" if not Path(folder).is_dir() else "running"
-        jobs = [self.state(str(path.parent), there) for path in Path(folder).glob("*/plan.yaml")]  # of a sweep
-        if not jobs:
-            return "refused" if self._printed(folder).is_file() else "cancelled"
-        return "finished" if set(jobs) == {"finished"} else "failed"
+        sweep = SweepFolder(folder)
+        if sweep.is_there():
+            return _state_of(sweep)
+        if not self._printed(folder).is_file():
+            return "cancelled"  # it never began
+        code = self._code(folder)
+        return "refused" if code == REFUSED else "cancelled" if code == INTERRUPTED else "failed"
 
     def _goes_back_to(self, run: RunFolder) -> bool:
         """Whether its plan is older than the command that was started last, which will write it anew."""
-        try:
-            return run.plan.stat().st_mtime < self._last.stat().st_mtime
-        except OSError:
-            return False
+        planned, started = _written(run.plan), _written(self._last)
+        return planned is not None and started is not None and planned < started
+
+    def _code(self, folder: str) -> int | None:
+        """What the command for it that was given last ended with; None where it goes on, or no server saw its end."""
+        child = self._children.get(folder)
+        return self._entry(folder).get("code") if child is None else child.poll()
 
     def refusal(self, folder: str) -> str:
-        """Why the command for it that was given last was refused, where it was: a run that goes on has an older log."""
+        """Why nothing came of the command for it that was given last: a run that goes on has an older log."""
         child = self._children.get(folder)
-        refused = self.state(folder) == "refused" or (child is not None and child.poll() == REFUSED)
-        return end_of(self._printed(folder), _LOG) if refused else ""
+        refused = child is not None and child.poll() == REFUSED
+        nothing = refused or (self.state(folder) in ("refused", "failed") and not _can_go_on(folder))
+        return end_of(self._printed(folder), _LOG) if nothing else ""
 
     def inside(self, folder: str) -> str:
         """The run whose curves a folder has: of a sweep the job that began last."""
-        jobs = sorted(Path(folder).glob("*/plan.yaml"), key=lambda path: path.stat().st_mtime)
-        return str(jobs[-1].parent) if jobs else folder
+        jobs = {path.parent: _written(path) or 0.0 for path in Path(folder).glob("*/plan.yaml")}
+        return str(max(jobs, key=lambda job: jobs[job])) if jobs else folder
 
     def metrics(self, folder: str) -> list[dict[str, Any]]:
         return whole_lines(RunFolder(folder).metrics)
@@ -176,40 +183,54 @@ class Runs:
     def _put(self, parent: Path, words: Callable[[str], list[str]]) -> str:
         with self._changing:
             folder = self._new_folder(parent)
-            entry = {"folder": folder, "words": words(folder)}
+            entry = {"folder": folder, "words": words(folder), "asked": time.time()}
             write_whole(self._asked_file(folder), json.dumps(entry))
             self._write_queue([*self._queue(), entry])
         self.next()
         return folder
 
     def next(self) -> None:
-        """Starts the queue's first where nothing that it waits for is still going on."""
+        """Starts the queue's first where nothing that it waits for is still going on. Raises UserError and OSError."""
         with self._changing:
+            begun = any(child.poll() is None for child in self._children.values())
+            self._note()
             waiting = self._queue()
-            if waiting and not any(child.poll() is None for child in self._children.values()) and not self._own_alive():
+            if waiting and not begun and not self._own_alive():
                 first, *rest = waiting
-                self._spawn(first)
-                self._write_queue(rest)
+                self._write_queue(rest)  # first: a server that is killed in between must not have it started twice
+                try:
+                    self._spawn(first)
+                except (OSError, UserError):
+                    self._write_queue(waiting)
+                    raise
 
     def stop(self, folder: str) -> bool:
-        """Ends it as Ctrl-C does: the checkpoint is kept. Whether there was something to stop."""
+        """Ends it as Ctrl-C does: the checkpoint is kept. Whether there was something to stop. Raises UserError."""
         with self._changing:
             waiting = self._queue()
             if any(entry["folder"] == folder for entry in waiting):
                 self._write_queue([entry for entry in waiting if entry["folder"] != folder])
                 return True
         process = _Processes().of_run(folder)
-        if process is not None:
+        if process is None:
+            if is_held(RunFolder(folder).lock):
+                raise refuse("board-stop", folder, "which process it is cannot be told from here")
+            return False
+        try:
             os.kill(process, signal.SIGINT)
-        return process is not None
+        except ProcessLookupError:  # it has ended meanwhile
+            return False
+        except PermissionError:
+            raise refuse("board-stop", folder, f"process {process} may not be stopped from here") from None
+        return True
 
     def resume(self, folder: str) -> bool:
         """Goes on from the newest whole checkpoint, or with a sweep's jobs. Whether there was anything to continue."""
-        whole = RunFolder(folder).plan.is_file()
         with self._changing:
-            if self.state(folder) not in ("interrupted", "failed"):
+            if self.state(folder) not in ("interrupted", "failed") or not _can_go_on(folder):
                 return False
-            words = ["resume", folder] if whole else ["-m", f"sweep.resume={spelt(folder)}"]
+            one = RunFolder(folder).plan.is_file()
+            words = ["resume", folder] if one else ["-m", f"sweep.resume={spelt(folder)}"]
             self._write_queue([*self._queue(), {"folder": folder, "words": words}])
         self.next()
         return True
@@ -218,16 +239,33 @@ class Runs:
         """Looks at the queue for as long as the server lives."""
 
         def look() -> None:
+            told = ""
             while True:
                 time.sleep(_POLL)
-                self.next()
+                try:
+                    self.next()
+                    told = ""
+                except (OSError, UserError) as error:  # a full disk is emptied again, and what waits goes on
+                    if str(error) != told:
+                        print(f"The board's queue waits: {error}", file=sys.stderr, flush=True)
+                    told = str(error)
 
         threading.Thread(target=look, daemon=True).start()
 
     def _spawn(self, entry: dict[str, Any]) -> None:
+        """Raises OSError and UserError, and nothing was started then."""
         folder = entry["folder"]
-        made = self._children[folder] = spawned(entry["words"], self._printed(folder), outlive=True)
-        write_whole(self._last, json.dumps({"folder": folder, "process": made.pid}))
+        write_whole(self._last, json.dumps({"folder": folder}))
+        self._children[folder] = spawned(entry["words"], self._printed(folder), outlive=True)
+
+    def _note(self) -> None:
+        """What becomes of what was started last: once its folder is gone, nothing else says that it was there."""
+        folder = (read_json(self._last) or {}).get("folder", "")
+        entry = self._entry(folder)
+        there = entry.get("there", False) or Path(folder).is_dir()
+        noted = entry | {"there": there, "code": self._code(folder)}
+        if entry and noted != entry:
+            write_whole(self._asked_file(folder), json.dumps(noted))
 
     def _own_alive(self) -> bool:
         """Whether what a server before this one started still runs."""
@@ -250,19 +288,27 @@ class Runs:
     def _printed(self, folder: str) -> Path:
         return self._asked_file(folder).with_suffix(".out")
 
+    def _entry(self, folder: str) -> dict[str, Any]:
+        """What the page was asked for and what is noted of it; empty where it was not asked for this."""
+        entry = read_json(self._asked_file(folder)) or {}
+        return entry if entry.get("folder") == folder else {}
+
     def _asked(self, there: "_Processes") -> Iterator[Shown]:
-        """What the page was asked for, whatever became of it."""
+        """What the page was asked for, whatever became of it, but for what was there and was removed since."""
         for path in self._own.glob("*_*.json"):
             entry = read_json(path)
             if entry is None or "words" not in entry:
+                continue
+            state = self.state(entry["folder"], there)
+            if entry.get("there") and state not in GOING_ON and not Path(entry["folder"]).is_dir():
                 continue
             verb, *rest = entry["words"]
             overrides = tuple(word for word in rest if not word.startswith(("hydra.", "--")))
             yield Shown(
                 folder=entry["folder"],
                 verb="sweep" if verb == "-m" else verb,
-                state=self.state(entry["folder"], there),
-                started=path.stat().st_mtime,
+                state=state,
+                started=entry.get("asked") or _written(path) or 0.0,
                 overrides=overrides,
             )
 
@@ -286,6 +332,27 @@ def _said(plan: Path) -> tuple[str, Overrides]:
     return verb, tuple(text for text in overrides if not text.startswith("hydra.run.dir="))
 
 
+def _state_of(sweep: SweepFolder) -> State:
+    """Of one that does not go on. A job that was refused or has not begun has no folder: its plans tell too little."""
+    if sweep.is_done():
+        return "finished"
+    failed = any(outcome.code not in (FINISHED, INTERRUPTED) for outcome in sweep.ended().values())
+    return "failed" if failed else "interrupted"
+
+
+def _can_go_on(folder: str) -> bool:
+    """Whether something is there that can be continued: a run or a sweep."""
+    return RunFolder(folder).plan.is_file() or SweepFolder(folder).is_there()
+
+
+def _written(path: Path) -> float | None:
+    """When, in seconds since the epoch; None where it is not there, or no longer."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
 class _Processes:
     """This machine's, as they are when they are first asked for: to list them is the longest part of a look."""
 
@@ -298,13 +365,26 @@ class _Processes:
     def of_run(self, folder: str) -> int | None:
         """The process that leads the run in the folder: the command, not its child. None where none is there."""
         wanted = Path(folder).resolve()
-        named = {f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", f"sweep.resume={spelt(folder)}"}
         for process in self._listed:
-            line = process.info["cmdline"] or []
-            if any(name in line for name in ("factory.execute", "factory.ranks")):
-                places = [Path(process.info["cwd"] or ".") / word for word in line[1:]]
-                if any(place.resolve() == wanted for place in places):
-                    return process.info["ppid"]
-            if "factory" in line and (named & {*line} or {"resume", folder} <= {*line}):
-                return process.pid
+            line, stands = process.info["cmdline"] or [], process.info["cwd"]
+            executes = any(name in line for name in ("factory.execute", "factory.ranks"))
+            if not executes and "factory" not in line:
+                continue
+            places = [unquoted(word.partition("=")[2]) for word in line if word.startswith(_NAMING)]
+            if executes or "resume" in line:
+                places += line[1:]
+            if any(_at(place, stands) == wanted for place in places):
+                return process.info["ppid"] if executes else process.pid
         return None
+
+
+_NAMING = ("hydra.run.dir=", "hydra.sweep.dir=", "sweep.resume=")  # how a word starts that has a run's folder behind it
+
+
+def _at(place: str, stands: str | None) -> Path | None:
+    """What a process means by it that stands in this folder: two projects have an `outputs` each.
+
+    None where that cannot be told, as of another user's process.
+    """
+    path = Path(place)
+    return None if stands is None and not path.is_absolute() else (Path(stands or "/") / path).resolve()

@@ -21,13 +21,14 @@ from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.redact import without_secrets
 from factory.refusal import UserError, refusal, refuse
-from factory.run.folder import unwritable
+from factory.run.folder import OUTPUTS, SWEEPS, unwritable
 from factory.schema import Board
 from factory.serve.guard import App, Receive, Scope, Send, by_own_name, is_own
 from factory.stopping import answer
 
 PASSWORD = "FACTORY_BOARD_PASSWORD"  # noqa: S105  a variable's name
-_OUTPUTS, _SWEEPS = Path("outputs"), Path("multirun_sweeps")
+_READING = ("GET", "HEAD", "OPTIONS")  # what changes nothing
+_LARGEST = "2gb"  # of a file that is uploaded: what is larger need not be copied, it has a path in board.folders
 
 
 def check(board: Board) -> str | None:
@@ -56,6 +57,34 @@ class OwnName:
         await app(scope, receive, send)
 
 
+class OwnPage:
+    """Before every page: one of another site may not post to this in the name of who looks at both.
+
+    For that site such a request is a plain one, of which no browser asks first, and with it goes what knows a person.
+    """
+
+    def __init__(self, app: App):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] not in _READING and _by_another(dict(scope["headers"])):
+            wrong = "A page of another address asks. A proxy before the board must pass on the Host of the browser."
+            app = PlainTextResponse(wrong, 403)
+        await app(scope, receive, send)
+
+
+def _by_another(headers: dict[bytes, bytes]) -> bool:
+    """Whether a browser asks for a page of another address.
+
+    Where it says so itself that holds behind a proxy too; over http it says so of this machine's own addresses alone.
+    """
+    if (site := headers.get(b"sec-fetch-site")) is not None:
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
+
+
 def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     """Until it is interrupted. Raises UserError."""
     password = check(board)
@@ -65,20 +94,20 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
     _redact_errors()
 
     folders = tuple(Path(folder).resolve() for folder in board.folders)
-    uploads = (_OUTPUTS / ".board" / "uploads").resolve()
+    uploads = (OUTPUTS / ".board" / "uploads").resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     try:
         uploads.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(_OUTPUTS, error) from None
-    children, runs = Children(_OUTPUTS / ".board" / "aside", config_dirs), Runs(_OUTPUTS, _SWEEPS, config_dirs)
+        raise unwritable(OUTPUTS, error) from None
+    children, runs = Children(OUTPUTS / ".board" / "aside", config_dirs), Runs(OUTPUTS, SWEEPS, config_dirs)
     atexit.register(children.close)
     if threading.current_thread() is threading.main_thread():
         answer(lambda *_: sys.exit(0), [signal.SIGTERM])  # so that what it serves to talk to ends too
     planner = Planner((*folders, uploads), config_dirs)
     planner(())  # the first composing is the slow one
     runs.keep_going()
-    blocks = page.page(planner, runs, children, Votes(_OUTPUTS / ".board" / "votes.jsonl"))
+    blocks = page.page(planner, runs, children, Votes(OUTPUTS / ".board" / "votes.jsonl"))
     blocks.queue(default_concurrency_limit=8)
     try:
         blocks.launch(
@@ -86,7 +115,8 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
             server_port=board.port or free_port(board.host),
             share=board.share,
             auth=None if password is None else (lambda _, given: _knows(password, given)),
-            app_kwargs={"middleware": [Middleware(OwnName)] if password is None else []},
+            app_kwargs={"middleware": [Middleware(OwnPage), *([Middleware(OwnName)] if password is None else [])]},
+            max_file_size=_LARGEST,
             inbrowser=board.open,
             css=shown.CSS,
             footer_links=[],

@@ -19,8 +19,9 @@ from factory.refusal import Refusal, UserError, refusal, refuse
 
 MANIFEST = "manifest.json"
 _LOCKS = Path("/proc/locks")
-_HOMES = ("outputs", "multirun_sweeps")  # where runs lie by default
-_DEPTHS = ("*", "*/*", "*/*/*")  # of a run's folder under them
+OUTPUTS, SWEEPS = Path("outputs"), Path("multirun_sweeps")  # where runs and sweeps lie by default
+_DEEPEST = 3  # folders from there to a run's, or to a sweep's
+_SEEN = "[!.]*"  # in .board may lie what was uploaded
 _SHOWN = 3
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 _ASIDE = re.compile(r"\..+\.\d+")  # what is written beside its place, by a process of this id
@@ -220,10 +221,15 @@ def write_whole(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
+def runs_in(outputs: Path = OUTPUTS, sweeps: Path = SWEEPS) -> list[Path]:
+    """The folders of the runs under these, in no order. A job lies one folder below its sweep."""
+    depths = [(home, deep + 1) for home, more in ((outputs, 0), (sweeps, 1)) for deep in range(_DEEPEST + more)]
+    return [path.parent for home, deep in depths for path in home.glob("/".join([*deep * [_SEEN], "plan.yaml"]))]
+
+
 def runs_here() -> list[Path]:
     """The folders of the runs under the working one, oldest first."""
-    plans = {path for home in _HOMES for depth in _DEPTHS for path in Path(home).glob(f"{depth}/plan.yaml")}
-    return [path.parent for path in sorted(plans, key=lambda path: (path.stat().st_mtime, path))]
+    return sorted(runs_in(), key=lambda path: (RunFolder(path).plan.stat().st_mtime, path))
 
 
 def last_here(*, saved: bool = False) -> str:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -72,13 +74,52 @@ def test_whoever_asks_for_a_server_waits_until_it_answers(tmp_path: Path, monkey
         made.close()
 
 
+def test_a_server_is_waited_for_as_long_as_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model is read, or fetched, for longer than anybody would guess."""
+    hours = count(step=3600)
+    clock = SimpleNamespace(monotonic=lambda: next(hours), sleep=time.sleep, time_ns=time.time_ns)
+
+    def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
+        printed.touch()
+        return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2], "200"])
+
+    monkeypatch.setattr(children, "spawned", spawned)
+    monkeypatch.setattr(children, "time", clock)
+    made = children.Children(tmp_path)
+    try:
+        assert httpx.get(f"{made.served(('run=one',)).address}/health").status_code == 200
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("printed", "end", "says"),
+    [
+        ("Loading", "kill", "Loading\nthe process was killed"),
+        ("", "kill", "the process was killed"),
+        ("", "exit", "`factory serve` ended with code 3"),
+        ("[out-of-memory] it does not fit", "exit", "[out-of-memory] it does not fit"),
+    ],
+)
+def test_it_is_said_how_a_server_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, end: str, says: str
+) -> None:
+    def spawned(_: list[str], place: Path) -> subprocess.Popen[bytes]:
+        place.write_text(printed)
+        return subprocess.Popen(["/bin/sh", "-c", "kill -9 $$" if end == "kill" else "exit 3"])
+
+    monkeypatch.setattr(children, "spawned", spawned)
+    with pytest.raises(RuntimeError) as raised:
+        children.Children(tmp_path).served(("run=one",))
+    assert str(raised.value).startswith(says)
+
+
 def test_a_server_whose_engine_has_ended_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spawned(words: list[str], printed: Path) -> subprocess.Popen[bytes]:
         printed.write_text("the engine ended")
         return subprocess.Popen([sys.executable, "-c", SERVES, words[-1].partition("=")[2], "503"])
 
     monkeypatch.setattr(children, "spawned", spawned)
-    monkeypatch.setattr(children, "_PATIENCE", 60)
     made, begun = children.Children(tmp_path), time.monotonic()
     with pytest.raises(RuntimeError, match="the engine ended"):
         made.served(("run=one",))

@@ -101,6 +101,45 @@ def test_without_a_password_it_is_not_opened_by_the_name_of_another_site(
         assert asked == {"evil.example": status, "localhost:7860": 200, "127.0.0.1:7860": 200}
 
 
+def test_a_page_of_another_address_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a password too: what a browser knows a person by goes with what it posts, whoever's page asks."""
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from factory.board import page
+
+    seen: list[dict[str, Any]] = []
+    blocks = SimpleNamespace(
+        queue=lambda **_: None, launch=lambda **given: seen.append(given), local_url="", block_thread=int
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "page", lambda *_: blocks)
+    monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    routes = [Route("/", lambda _: PlainTextResponse("the page"), methods=["GET", "POST", "DELETE"])]
+    own, proxied = "http://localhost:7860", {"Origin": "https://board.example"}
+    for words in ((), ("board.password=secret",)):
+        server.serve(_board("board.port=1", *words), ())
+        client = TestClient(Starlette(routes=routes, **seen[-1]["app_kwargs"]), base_url=own)
+        for said, status in (
+            ({}, 200),  # no browser
+            ({"Origin": own}, 200),
+            ({"Origin": "http://LOCALHOST:7860"}, 200),
+            ({"Origin": "http://localhost:3000"}, 403),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({**proxied}, 403),
+            ({**proxied, "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy that changes Host
+            ({**proxied, "Sec-Fetch-Site": "same-site"}, 403),
+            ({"Origin": own, "Sec-Fetch-Site": "cross-site"}, 403),
+        ):
+            assert client.post("/", headers=said).status_code == status, said
+            assert client.delete("/", headers=said).status_code == status, said
+            assert client.get("/", headers=said).status_code == 200, said
+
+
 def test_what_an_error_shows_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradio import queueing, utils
 
@@ -114,6 +153,7 @@ def test_what_an_error_shows_is_redacted(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_page_gives_what_was_uploaded_and_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import gradio
     import gradio.routes
+    import gradio.utils
     from starlette.testclient import TestClient
 
     from factory.board import page
@@ -122,7 +162,8 @@ def test_the_page_gives_what_was_uploaded_and_no_other_file(monkeypatch: pytest.
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # undone after the test; `serve` sets it
     held: list[Any] = []
 
-    def launch(blocks: Any, **_: Any) -> None:
+    def launch(blocks: Any, *, max_file_size: str | None = None, **_: Any) -> None:
+        blocks.max_file_size = gradio.utils._parse_file_size(max_file_size)  # as `launch` itself
         held.append(gradio.routes.App.create_app(blocks))
         blocks.local_url = "http://here"
 
@@ -132,6 +173,7 @@ def test_the_page_gives_what_was_uploaded_and_no_other_file(monkeypatch: pytest.
     monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
     monkeypatch.setattr(server.signal, "signal", lambda *_: None)
     monkeypatch.setattr(page, "_TABS", {"configure": page._TABS["configure"]})
+    monkeypatch.setattr(server, "_LARGEST", "10b")
     (tmp_path / "secret.txt").write_text("a secret")
     server.serve(_board("board.port=1"), ())
     uploads = tmp_path / "outputs" / ".board" / "uploads"
@@ -145,3 +187,6 @@ def test_the_page_gives_what_was_uploaded_and_no_other_file(monkeypatch: pytest.
     for path in outside:
         for before in ("/gradio_api/file=", "/file=", "/gradio_api/file/"):
             assert client.get(f"{before}{path}").status_code in (403, 404), path
+    for size, status in ((10, 200), (11, 413)):
+        posted = client.post("/gradio_api/upload", files={"files": ("rows.jsonl", size * b"x")})
+        assert posted.status_code == status, posted.text

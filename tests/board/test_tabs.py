@@ -408,6 +408,7 @@ def test_a_run_that_goes_on_is_starting_until_it_is_there(tabs: Tabs) -> None:
 def test_what_waits_to_go_on_is_queued_once(tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tabs.runs, "next", lambda: None)
     run, sweep = tabs.run("waits", status="interrupted"), Path(tabs.run("../sweeps/a day/1", status="failed")).parent
+    (sweep / "sweep.json").write_text("{}")
     assert tabs.runs.resume(run) and tabs.runs.state(run) == "queued"
     assert not tabs.runs.resume(run)
     assert tabs.runs.resume(str(sweep)) and not tabs.runs.resume(tabs.run("whole"))
@@ -421,7 +422,19 @@ def test_what_never_began_is_cancelled(tabs: Tabs, monkeypatch: pytest.MonkeyPat
     folder = tabs.runs.start(())
     assert tabs.runs.stop(folder) and tabs.runs.state(folder) == "cancelled"
     tabs.runs._printed(folder).write_text("[bad-value] …")
+    tabs.runs._asked_file(folder).write_text(json.dumps({"folder": folder, "words": ["train"], "code": 2}))
     assert tabs.runs.state(folder) == "refused" and "bad-value" in train_tab._state(tabs.runs, folder, words("en"))
+
+
+def test_a_run_that_may_not_be_stopped_from_here_is_told(tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tabs.run("another's")
+
+    def forbidden(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("factory.board.runs._Processes.of_run", lambda *_: 7)
+    monkeypatch.setattr("os.kill", forbidden)
+    assert "[board-stop]" in tabs.of("stop", "click")(run, "en")
 
 
 def test_an_end_of_a_log_is_marked(tabs: Tabs) -> None:

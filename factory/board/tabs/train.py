@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from factory.board import shown
-from factory.board.runs import Runs
+from factory.board.runs import GOING_ON, Runs
 from factory.board.said import Words, words
 from factory.board.tabs import listed
 from factory.board.tabs.form import ONE_BY_ONE
 from factory.line import Overrides
+from factory.refusal import UserError
 from factory.words import duration
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _PLOTS = (
 _SCALES = {"memory": 2**-30, "learning_rate": 1e6}  # of bytes, of what the axis says
 _SMOOTHED = ("loss", "tokens_per_second", "reward")
 _SERIES = {"train": "#f97316", "held_out": "#2563eb"}  # the page's own colour, as of curves that are alone
-_GOING_ON = ("queued", "starting", "running")
 
 
 def build(page: "Page") -> None:
@@ -65,7 +65,10 @@ def _actions(page: "Page", run: Any) -> None:
     message = gr.Markdown(elem_id="run-message")
 
     def asked(folder: str | None, language: str) -> str:
-        stopped = folder is not None and page.runs.known(folder) and page.runs.stop(folder)
+        try:
+            stopped = folder is not None and page.runs.known(folder) and page.runs.stop(folder)
+        except UserError as error:
+            return shown.as_printed(error)
         return words(language)("stopped" if stopped else "nothing_to_stop")
 
     def resumed(folder: str | None, language: str) -> str:
@@ -106,7 +109,7 @@ def _looked(page: "Page", asked: str | None, smoothing: float, say: Words) -> tu
     runs, found = page.runs, page.runs.all()
     folder, folders = asked, [each.folder for each in found]
     if folder not in folders:
-        folder = next((each.folder for each in found if each.state in _GOING_ON), folders[0] if folders else None)
+        folder = next((each.folder for each in found if each.state in GOING_ON), folders[0] if folders else None)
     choice = gr.update(choices=[(listed.name(each, say), each.folder) for each in found])
     if folder != asked:  # else it stays: a look that comes late must not take back what was chosen since
         choice["value"] = folder
