@@ -55,7 +55,8 @@ def _begin(plan: Plan, folder: RunFolder) -> str | None:
     if folder.status() == "finished":
         raise refuse("run-finished", setting, "its run is finished")
     folder.forget_the_killed()
-    start = folder.sound_checkpoint(print)
+    start = folder.onward(print, best=plan.steps.train.load_best_model_at_end)
+    folder.keep_start(start)
     write_whole(folder.plan, to_yaml(plan))
     for old in (folder.events, folder.report):
         old.unlink(missing_ok=True)
