@@ -3,6 +3,7 @@
 import re
 
 ID = re.compile(r"[\w.-]+/[\w.-]+")  # of a repository: owner/name
+COMMIT = re.compile(r"[0-9a-f]{40}")  # what a branch or a tag stands for
 _PATIENCE = 10  # seconds for its first answer
 
 

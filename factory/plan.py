@@ -192,6 +192,10 @@ class Ranks:
     configuration: dict[str, Any]
     by_node: tuple[str, ...]
 
+    @property
+    def of_node(self) -> int:
+        return self.processes // self.nodes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:

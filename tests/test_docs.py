@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import Said, refusals
 
 from factory import cli, compose, groups, models, settings
+from factory.execute.report import as_json
 from factory.refusal import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +146,35 @@ def test_what_the_readme_shows_of_a_mistake_is_what_is_said() -> None:
     assert found
     said = "\n".join(map(str, refusals(*found[1].split(), training=False)))
     assert [line.strip() for line in found[2].splitlines()] == [line.strip() for line in said.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "requeued"),
+    [
+        ("interrupted", "RUNNING", True),
+        ("interrupted", "COMPLETING", False),  # cancelled, or preempted
+        ("finished", "RUNNING", False),
+        ("failed", "RUNNING", False),
+    ],
+)
+def test_slurms_script_puts_a_run_whose_time_is_up_into_the_queue_again(
+    status: str, state: str, requeued: bool, tmp_path: Path
+) -> None:
+    """Its own --requeue does not, at the time limit. The programs of Slurm are pretended."""
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    script = next(each for each in _FENCED.findall(text) if "#SBATCH" in each)
+    report, asked = tmp_path / "report.json", tmp_path / "asked"
+    report.write_text(as_json({"status": status}))
+    pretended = {"srun": "exit 7", "squeue": f"echo {state}", "scontrol": f'[ $1 = show ] || echo "$@" >> {asked}'}
+    for name, does in pretended.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", script.replace("/shared/runs/llama", str(tmp_path))],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 12\n" if requeued else "")

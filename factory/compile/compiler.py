@@ -20,6 +20,7 @@ from factory.estimate import speed
 from factory.estimate.memory import offloaded
 from factory.estimate.tuned import Tuned
 from factory.facts import DataFacts, Facts, FolderFacts
+from factory.hub import COMMIT
 from factory.line import name_of
 from factory.quantizers import spec as quantizers
 from factory.refusal import Refusal, UserError, refusal
@@ -145,6 +146,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         warnings += choices.warnings(case)
     if case.facts.unmeasured is not None:
         warnings += (case.facts.unmeasured,)
+    warnings += tuple(_not_pinned(case))
     return plan.Plan(
         version=plan.VERSION,
         verb=settings.verb,
@@ -161,6 +163,16 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         own=case.facts.own,
         tracking=settings.tracking,
     )
+
+
+def _not_pinned(case: Case) -> Iterator[str]:
+    """A plan that is written for later runs names weights by a commit, or each run may have others."""
+    model = case.model
+    if case.settings.plan.format == "yaml" and model.source == "hub" and not COMMIT.fullmatch(model.revision or ""):
+        yield (
+            f"model.path={model.path}: not pinned, as the hub did not say which commit {model.revision} is: runs of "
+            "this plan read what it is by then; set model.revision to a commit"
+        )
 
 
 def _replaced(overrides: Sequence[str]) -> Iterator[str]:

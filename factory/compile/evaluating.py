@@ -7,6 +7,7 @@ from factory import heads, schema, templates
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.evaluation import spec
+from factory.facts import Machine
 from factory.settings import Settings
 
 
@@ -77,7 +78,12 @@ def _harness_keys_unread(case: Case) -> tuple[str, str] | None:
 
 
 def _harness_package(case: Case) -> str | None:
-    missing = case.settings.evaluate.harness and "lm-eval" not in case.facts.machine.packages
+    return without_harness(case.facts.machine) if case.settings.evaluate.harness else None
+
+
+def without_harness(machine: Machine) -> str | None:
+    """What is wrong with tasks of lm-evaluation-harness on this machine, if anything."""
+    missing = "lm-eval" not in machine.packages
     return "the package lm-eval, which has these tasks, is not installed" if missing else None
 
 

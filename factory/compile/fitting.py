@@ -7,6 +7,7 @@ from factory import plan
 from factory.compile import choices
 from factory.compile.rule import Case
 from factory.estimate.memory import READING
+from factory.facts import Machine
 from factory.refusal import Refusal, refusal
 from factory.typed import plain
 from factory.words import size
@@ -128,10 +129,13 @@ def _budget(case: Case) -> int | None:
 
 
 def _here(case: Case, *, free: bool) -> int | None:
-    """Of this machine: of the cards that the run takes the fullest's, or the process's share."""
-    machine, each = case.facts.machine, choices.processes(case)
-    if case.device == "cuda":
-        cards = choices.cards(case)
+    return there_is(case.facts.machine, case.device, choices.processes(case), free=free)
+
+
+def there_is(machine: Machine, device: str, each: int, *, free: bool) -> int | None:
+    """Bytes of this machine for one of `each` processes: of the cards that they take the fullest's, or its share."""
+    if device == "cuda":
+        cards = machine.gpus[:each]
         return min((card.usable_bytes if free else int(_MARGIN * card.memory_bytes) for card in cards), default=None)
     if free or machine.memory_bytes is None:
         return machine.available_bytes // each

@@ -4,9 +4,11 @@ from factory import registry
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.extras import install
+from factory.facts import Machine
 from factory.plan import Ranks
 from factory.quantizers.spec import stays_quantized
 from factory.ranks import spec
+from factory.schema import Strategy
 from factory.words import counted
 
 _SPLITTING = ("fsdp", *spec.ZERO)
@@ -81,8 +83,15 @@ def _timeout_unread(case: Case) -> str | None:
 
 
 def _more_than_gpus(case: Case) -> str | None:
-    hardware, gpus = case.settings.hardware, case.facts.machine.gpus
-    if case.device != "cuda" or hardware.num_nodes > 1 or hardware.num_processes <= max(1, len(gpus)):
+    hardware = case.settings.hardware
+    alone = case.device == "cuda" and hardware.num_nodes == 1
+    return beyond_gpus(hardware.num_processes, case.facts.machine) if alone else None
+
+
+def beyond_gpus(processes: int, machine: Machine) -> str | None:
+    """What is wrong with so many processes on this machine's GPUs, if anything."""
+    gpus = machine.gpus
+    if processes <= max(1, len(gpus)):
         return None
     return f"there {'is one GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'} here"
 
@@ -99,7 +108,12 @@ def _offload(case: Case) -> str | None:
 
 
 def _deepspeed_missing(case: Case) -> str | None:
-    if case.settings.hardware.strategy not in spec.ZERO or "deepspeed" in case.facts.machine.packages:
+    return without_deepspeed(case.settings.hardware.strategy, case.facts.machine)
+
+
+def without_deepspeed(strategy: Strategy, machine: Machine) -> str | None:
+    """What is wrong with the strategy on this machine, if anything."""
+    if strategy not in spec.ZERO or "deepspeed" in machine.packages:
         return None
     return f"DeepSpeed is not installed: {install('deepspeed')}"
 

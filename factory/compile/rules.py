@@ -1,6 +1,6 @@
 """What goes with what: every rule that is no single method's or stage's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
@@ -12,6 +12,7 @@ from factory.attention import NATIVE, OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.rule import Case, Rule, value_of
 from factory.extras import install
+from factory.facts import Machine
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
@@ -30,6 +31,7 @@ NEEDS = {
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
 }
+NOT_MADE = "they could not be made here (`python -m factory doctor` says why)"  # of kernels in C
 _EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
 _ELSEWHERE = {
     "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
@@ -101,9 +103,8 @@ def _kernels(case: Case) -> str | None:
 
 
 def _native(case: Case) -> str | None:
-    if case.settings.compute.kernels != "native" or case.device != "cpu" or case.facts.machine.native:
-        return None
-    return "they could not be made here (`python -m factory doctor` says why)"
+    asked = case.settings.compute.kernels == "native" and case.device == "cpu"
+    return NOT_MADE if asked and not case.facts.machine.native else None
 
 
 def _products(case: Case) -> str | None:
@@ -137,25 +138,33 @@ def _device_missing(case: Case) -> str | None:
 
 
 def _package_missing(case: Case) -> tuple[str, str] | None:
-    if (found := _lacking(case)) is None:
-        return None
-    key, package = found
-    return key, f"it needs the package {package}, which is not installed"
+    found = _lacking(case)
+    return found and (found[0], missing(found[1]))
 
 
 def _lacking(case: Case) -> tuple[str, str] | None:
-    """The first choice whose package is not here, and that package."""
-    for (key, wanted), package in NEEDS.items():
-        missing = value_of(case.settings, key) == wanted and package not in case.facts.machine.packages
-        if missing and not case.idle(key):
-            return key, package
-    return None
+    chosen = {key: value_of(case.settings, key) for key, _ in NEEDS if not case.idle(key)}
+    return lacking(chosen, case.facts.machine)
+
+
+def lacking(chosen: Mapping[str, str], machine: Machine) -> tuple[str, str] | None:
+    """The first key of these choices whose package is not here, and that package."""
+    needed = ((key, package) for (key, wanted), package in NEEDS.items() if chosen.get(key) == wanted)
+    return next(((key, package) for key, package in needed if package not in machine.packages), None)
+
+
+def missing(package: str) -> str:
+    return f"it needs the package {package}, which is not installed"
 
 
 def _getting_it(case: Case) -> dict[str, str]:
     found = _lacking(case)
     assert found is not None
-    package = found[1]
+    return getting(found[1])
+
+
+def getting(package: str) -> dict[str, str]:
+    """What fills the words of the rule `package-missing`."""
     command = install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package}"
     return {"install": _ELSEWHERE.get(package, f"install it: {command}")}
 

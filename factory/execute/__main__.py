@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
     resume = Path(arguments[1]) if len(arguments) > 1 else None
     out, err = redacting(sys.stdout), redacting(sys.stderr)  # which are run.log
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return execute(RunFolder(arguments[0]), resume, from_environment())
+        folder = RunFolder(arguments[0])
+        return execute(folder, resume, from_environment(), printed=str(folder.log))
 
 
 class Ended(NamedTuple):
@@ -58,8 +59,11 @@ class Ended(NamedTuple):
     error: str | None = None
 
 
-def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
-    """Executes the plan in the folder as one of the world's ranks; returns the exit code."""
+def execute(folder: "RunFolder", resume: Path | None, world: "World", *, printed: str) -> int:
+    """Executes the plan in the folder as one of the world's ranks; returns the exit code.
+
+    `printed`: where a reader finds what this process prints.
+    """
     from factory.execute.context import Run
     from factory.execute.report import write_report
     from factory.plan import read_plan
@@ -80,7 +84,7 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World") -> int:
         _record(problem, world)
         if world.size > 1 and lost_another(problem):  # the launcher tells of the one that is gone
             return _at_once(FAILED)
-        ended = _crashed(run, problem)
+        ended = _crashed(run, problem, printed)
     try:
         if world.leads:
             write_report(run, ended.status, ended.result, ended.error)
@@ -118,14 +122,14 @@ def _walked(run: "Run") -> Ended:
     return Ended(FAILED if red else FINISHED, "finished", result)
 
 
-def _crashed(run: "Run", problem: Exception) -> Ended:
+def _crashed(run: "Run", problem: Exception, printed: str) -> Ended:
     """By an error that is nobody's refusal; of memory the parent says what to do."""
     from factory.execute import memory
     from factory.execute.report import OUT_OF_MEMORY, spent
     from factory.refusal import UserError
 
     first, result = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}", dict[str, Any]()
-    error = f"[crashed] {first}\n  the traceback is in {run.folder.log}"
+    error = f"[crashed] {first}\n  the traceback is in {printed}"
     if memory.is_exhausted(problem):
         reached = memory.peak(run.plan.steps.load.device)
         error, result = f"[out-of-memory] {first}", {OUT_OF_MEMORY: spent(run.now, first, reached)}

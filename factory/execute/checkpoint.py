@@ -20,7 +20,19 @@ from factory.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
 from factory.refusal import refuse
-from factory.run.folder import MANIFEST, RunFolder, before_saved_again, damage, read_json, sha256, step_of, unwritable
+from factory.run.folder import (
+    MANIFEST,
+    RunFolder,
+    at_step,
+    before_saved_again,
+    best_of,
+    damage,
+    lost,
+    read_json,
+    sha256,
+    step_of,
+    unwritable,
+)
 from factory.words import size
 
 _NOT_OF_FOLDERS = (errno.EINVAL, errno.EBADF)  # what CIFS, 9p and some of FUSE answer
@@ -178,7 +190,7 @@ class _Counter(io.RawIOBase):
 
 def of_step(folder: RunFolder, step: int | None) -> Path:
     assert step is not None
-    return folder.checkpoints / f"step-{step:06d}"
+    return at_step(folder.checkpoints, step)
 
 
 def take_place(aside: Path, place: Path) -> None:
@@ -311,9 +323,8 @@ def _bring_best(run: Run, step: int) -> None:
 
 def refuse_damaged(best: Path, setting: str) -> None:
     """Raises UserError where the best checkpoint so far is not what was written."""
-    if (wrong := damage(best)) is not None:
-        wrong = wrong if best.is_dir() else "it is gone"
-        raise refuse("best-missing", setting, f"its best checkpoint so far was {best}: {wrong}")
+    if (wrong := lost(best)) is not None:
+        raise refuse("best-missing", setting, wrong)
 
 
 def _prune(run: Run, step: int, keep: int | None) -> None:
@@ -325,16 +336,11 @@ def _prune(run: Run, step: int, keep: int | None) -> None:
     later = [path for path in whole if step_of(path) > step]
     others = [path for path in whole if step_of(path) != keep and path not in later]
     limit = run.plan.steps.train.save_total_limit
-    needed = {_best_of(path) for path in others[-limit:]} if keep is not None else set()
+    needed = {best_of(path) for path in others[-limit:]} if keep is not None else set()
     for old in (*later, *(path for path in others[:-limit] if step_of(path) not in needed)):
         aside = old.with_name(f".{old.name}.{os.getpid()}")  # so that a kill leaves no half of it under its name
         old.rename(aside)
         shutil.rmtree(aside)
-
-
-def _best_of(saved: Path) -> int | None:
-    """The step of the best so far when it was saved."""
-    return (read_json(saved / "state.json") or {}).get("best", {}).get("step")
 
 
 def _cannot_save(run: Run, files: int, error: Exception) -> Exception:

@@ -149,6 +149,7 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
         settings.tracking,
         settings.run_dir,
         settings.config_dirs,
+        settings.plan.format,
     )
     return *told, bad_keys
 

@@ -41,7 +41,7 @@ _ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # as llama.cpp names 
 
 def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     model = settings.model
-    found = _found(model, training=training)
+    found = _found(model, training=training, replayed=settings.plan.format == "yaml")
     if model.adapter is not None:
         found = _with_adapter(found, look_at_adapter(model.adapter))
     if str(found.config.get("model_type")) not in FAMILIES:
@@ -49,7 +49,8 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     return found
 
 
-def _found(model: schema.Model, *, training: bool) -> ModelFacts:
+def _found(model: schema.Model, *, training: bool, replayed: bool) -> ModelFacts:
+    """`replayed`: of a plan that is written for a later run."""
     path = local(model.path)
     if path.is_dir():
         return _model_folder(path, model, training=training)
@@ -74,7 +75,7 @@ def _found(model: schema.Model, *, training: bool) -> ModelFacts:
         raise refuse("model-missing", f"model.path={model.path}", wrong)
     revision = model.revision or "main"
     if named and not training:
-        return _hub(model.path, numbers, revision)
+        return (_pinned(model.path, revision) if replayed else None) or _hub(model.path, numbers, revision)
     found = _hub(model.path, *_hub_config(model.path, revision))
     return replace(found, tokens=_hub_tokens(model.path, found.revision)) if training and model.new_tokens else found
 
@@ -124,6 +125,16 @@ def _hub(path: str, config: dict[str, Any], revision: str) -> ModelFacts:
         chat_template=None,
         revision=revision,
     )
+
+
+def _pinned(path: str, revision: str) -> ModelFacts | None:
+    """By its commit; None where neither the hub nor its cache says which that is, of which the plan warns."""
+    try:
+        return _hub(path, *_hub_config(path, revision))
+    except UserError as error:
+        if any(found.rule != "model-unreachable" for found in error.refusals):
+            raise
+        return None
 
 
 def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:

@@ -15,6 +15,7 @@ from factory.architecture import Architecture, Shape
 from factory.compile.choices import precision
 from factory.compile.rule import Case, Rule
 from factory.extras import install
+from factory.facts import Machine
 from factory.plan import BYTES, Dtype
 from factory.quantizers.checkpoint import checkpoint_quantizer, in_half
 from factory.schema import Quantization
@@ -255,9 +256,10 @@ def _type_unread(case: Case) -> str | tuple[str, str] | None:
     return f"it is a type of bitsandbytes' 4 bits, and {held}"
 
 
-def _lacking(case: Case, name: str) -> str | None:
-    made, installed = QUANTIZERS[name], case.facts.machine.packages
-    missing = [package for package in made.packages if package not in installed]
+def lacking(name: str, machine: Machine) -> str | None:
+    """What is wrong with a quantizer on this machine, if anything; one that nobody knows has no packages."""
+    made = QUANTIZERS.get(name, Quantizer())
+    missing = [package for package in made.packages if package not in machine.packages]
     if not missing:
         return None
     command = install(made.extra) if made.extra else f"pip install {missing[0]}"
@@ -266,12 +268,12 @@ def _lacking(case: Case, name: str) -> str | None:
 
 def _package(case: Case) -> str | None:
     asked = case.settings.method.quantization
-    return None if asked.bits is None else _lacking(case, asked.method)
+    return None if asked.bits is None else lacking(asked.method, case.facts.machine)
 
 
 def _checkpoint_package(case: Case) -> str | None:
     name = checkpoint_quantizer(case.model.config)
-    return _lacking(case, name) if name in QUANTIZERS else None
+    return name and lacking(name, case.facts.machine)
 
 
 def _layers(case: Case) -> str | None:

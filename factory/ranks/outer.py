@@ -4,14 +4,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from factory.execute.__main__ import REFUSED, execute
 from factory.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
 from factory.refusal import UserError, refuse
-from factory.run.folder import RunFolder, last_logged, read_json, write_whole
+from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.tracking import ledger
 from factory.words import pasted
+
+if TYPE_CHECKING:
+    from factory.run.screen import Screen
 
 _POLL = 0.5  # seconds
 
@@ -30,12 +34,15 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
     asked = plan.steps.train.ranks.processes
     if world.size != asked:
         raise refuse("ranks-of-plan", f"WORLD_SIZE={world.size}", f"the plan is for {asked}")
+    from factory.run.screen import Screen
+
     world.join(plan.steps.load.device, plan.steps.train.ranks)
+    screen = Screen()
     with folder.claimed() if world.leads else nullcontext():
         problem, start = None, None
         if world.leads:
             try:
-                start = _begin(plan, folder)
+                start = _begin(plan, folder, screen)
             except UserError as error:
                 problem = error
         failed, start = world.leaders((problem is not None, start))
@@ -43,36 +50,44 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
             raise problem
         if failed:  # rank 0 says why
             return REFUSED
-        with _shown(plan, folder) if world.leads else nullcontext():
-            return execute(folder, None if start is None else Path(start), world)
+        printed = f"what rank {world.rank} printed"  # where its launcher keeps that
+        with _shown(plan, folder, screen) if world.leads else nullcontext():
+            return execute(folder, None if start is None else Path(start), world, printed=printed)
 
 
-def _begin(plan: Plan, folder: RunFolder) -> str | None:
-    """Writes the plan, and says from which checkpoint the run goes on."""
+def _begin(plan: Plan, folder: RunFolder, screen: "Screen") -> str | None:
+    """Writes the plan, and says from which checkpoint the run goes on, in run.log too."""
     there, setting = folder.plan_digest(), f"hydra.run.dir={folder.path}"
     if there is not None and there != plan.digest():
         raise refuse("folder-of-another-plan", setting, f"it holds a run of another plan ({there})")
     if folder.status() == "finished":
         raise refuse("run-finished", setting, "its run is finished")
     folder.forget_the_killed()
-    start = folder.sound_checkpoint(print)
+    passed_over = list[str]()
+    start = folder.onward(passed_over.append, best=plan.steps.train.load_best_model_at_end)
+    folder.keep_start(start)
     write_whole(folder.plan, to_yaml(plan))
     for old in (folder.events, folder.report):
         old.unlink(missing_ok=True)
     folder.forget_metrics_after(last_logged(start))
     ledger.reopen(folder)
+    try:
+        screen.write_to(folder.log)
+    except OSError as error:
+        raise unwritable(folder.log, error) from None
+    for told in (*passed_over, *([] if start is None else [f"Continuing from {start}"])):
+        screen.print(told, soft_wrap=True)
     return None if start is None else str(start)
 
 
 @contextmanager
-def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
+def _shown(plan: Plan, folder: RunFolder, screen: "Screen") -> Iterator[None]:
     """Prints what the run writes and looks at the machine, as the parent would. Nothing is sent to MLflow from here."""
     from factory.run.launch import Tail, show
     from factory.run.plan_shown import plan_panel
-    from factory.run.screen import Screen
     from factory.tracking.system import watching
 
-    screen, ended = Screen(), threading.Event()
+    ended = threading.Event()
     screen.print(plan_panel(plan))
     if plan.tracking.on:
         where, again = plan.tracking.uri or plan.tracking.tool, pasted("track", folder.path)
@@ -100,3 +115,4 @@ def _shown(plan: Plan, folder: RunFolder) -> Iterator[None]:
         screen.stop_progress()
         report = read_json(folder.report) or {}
         screen.print(report.get("error") or f"{report.get('status', 'ended')}: {folder.path}", soft_wrap=True)
+        screen.write_to(None)

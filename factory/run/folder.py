@@ -43,6 +43,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"  # rows that were measured, in *.jsonl
         self.tracking = self.path / "tracking.json"  # what of it was logged elsewhere
         self.system = self.path / "system.jsonl"  # what the machine did meanwhile
+        self.start = self.path / "start.json"  # the checkpoint of another folder that it was started from, if any
         self.lock = self.path / ".lock"
 
     def plan_digest(self) -> str | None:
@@ -64,13 +65,45 @@ class RunFolder:
         """Oldest first."""
         return [path for path in self._saved() if is_whole(path)]
 
-    def sound_checkpoint(self, tell: Callable[[str], None]) -> Path | None:
-        """The newest whole checkpoint that is as it was written, by its checksums; `tell` hears of newer ones."""
+    def sound_checkpoint(self, tell: Callable[[str], None], *, best: bool = False) -> Path | None:
+        """The newest whole checkpoint that is as it was written, by its checksums; `tell` hears of newer ones.
+
+        `best`: so must be the best so far that it names, which is put back at the end.
+        """
         for path in reversed(self._saved()):
-            if (wrong := damage(path)) is None:
+            if (wrong := damage(path) or (best_lost(path) if best else None)) is None:
                 return path
             tell(f"{path} is damaged ({wrong}) and passed over.")
         return None
+
+    def onward(self, tell: Callable[[str], None], *, best: bool) -> Path | None:
+        """Where a run that was cut short goes on: at its newest sound checkpoint, else where it was started from.
+
+        None: at the first step. Raises UserError where that would be another run, or would give up sound checkpoints.
+        """
+        if (own := self.sound_checkpoint(tell, best=best)) is not None:
+            return own
+        if self.start.exists():
+            return self._started_from()
+        if best and (newest := self.sound_checkpoint(lambda _: None)) is not None:
+            raise refuse("best-missing", f"hydra.run.dir={self.path}", f"of {newest} {best_lost(newest)}")
+        return None
+
+    def keep_start(self, checkpoint: Path | None) -> None:
+        """What the run is started from, where that lies in another folder: until it saves it has none of its own."""
+        if checkpoint is None:
+            self.start.unlink(missing_ok=True)
+        elif (found := checkpoint.resolve()).parent != self.checkpoints.resolve():
+            write_whole(self.start, json.dumps({"checkpoint": str(found)}))
+
+    def _started_from(self) -> Path:
+        start = Path(str((read_json(self.start) or {}).get("checkpoint")))
+        wrong = damage(start) if start.is_dir() else "it is gone"
+        if wrong is None and (read_json(start / MANIFEST) or {}).get("plan_digest") != self.plan_digest():
+            wrong = "another run has saved it since"
+        if wrong is not None:
+            raise refuse("start-missing", f"hydra.run.dir={self.path}", f"it was started from {start}: {wrong}")
+        return start
 
     def _saved(self) -> list[Path]:
         """Oldest first, whole or not."""
@@ -185,6 +218,27 @@ def damage(checkpoint: Path) -> str | None:
     sums = (read_json(checkpoint / MANIFEST) or {}).get("sha256", {})
     changed = next((name for name, wanted in sums.items() if sha256(checkpoint / name) != wanted), None)
     return changed and f"{changed} is not what was written"
+
+
+def at_step(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:06d}"
+
+
+def best_of(checkpoint: Path) -> int | None:
+    """The step of the best so far when it was saved."""
+    return (read_json(checkpoint / "state.json") or {}).get("best", {}).get("step")
+
+
+def best_lost(checkpoint: Path) -> str | None:
+    """What is wrong with the best so far of a checkpoint that is sound itself; None: nothing."""
+    step = best_of(checkpoint)
+    return None if step in (None, step_of(checkpoint)) else lost(at_step(checkpoint.parent, step))
+
+
+def lost(best: Path) -> str | None:
+    """What is wrong with the best checkpoint so far, None where it is what was written."""
+    wrong = damage(best) if best.is_dir() else "it is gone"
+    return wrong and f"its best checkpoint so far was {best}: {wrong}"
 
 
 def sha256(path: Path) -> str:

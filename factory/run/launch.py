@@ -65,14 +65,19 @@ def launch(
 ) -> int:
     """Executes the plan in the folder and returns the exit code. Raises UserError when the folder cannot be had.
 
-    `newest` is the newest checkpoint of the folder that is as it was written, if there is any. `anew` compiles other
-    overrides, where there can be any, for advice where the memory did not do.
+    `newest` is the newest checkpoint of the folder that is as it was written, or what the run that is there was started
+    from, if there is any. `anew` compiles other overrides, where there can be any, for advice where the memory did not
+    do.
     """
     with folder.claimed() as lock:
         try:
             folder.forget_the_killed()
             passed_over = list[str]()
-            start = folder.sound_checkpoint(passed_over.append) if resume_from == "newest" else resume_from
+            if resume_from == "newest":
+                start = folder.onward(passed_over.append, best=plan.steps.train.load_best_model_at_end)
+            else:
+                start = resume_from
+            folder.keep_start(start)  # before the plan, with which the run can be gone on with
             write_whole(folder.plan, to_yaml(plan))
             for old in (folder.events, folder.report):  # of the attempt before this one
                 old.unlink(missing_ok=True)

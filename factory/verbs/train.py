@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from factory import compose, schema
 from factory.anew import Anew, compiled
+from factory.compile.replayed import lacking
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
 from factory.line import name_of, names_a_folder, setting, unquoted
@@ -178,6 +179,7 @@ def _replay(arguments: list[str]) -> int:
     if launched():
         if run_dir is None:
             raise refuse("rank-folder", "hydra.run.dir", "it is not set")
+        _refuse_lacking(made)
         return run_as_rank(replace(made, tracking=tracking), RunFolder(run_dir), from_environment())
     if made.steps.train.ranks.nodes > 1:
         wrong = "processes are started on this machine only"
@@ -205,9 +207,15 @@ def _chosen_tracking(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _launch_checked(made: Plan, folder: RunFolder, start: Literal["newest"] | None) -> int:
-    """Launches a plan that was not compiled just now, if what it was made from is still so."""
+    """Launches a plan that was not compiled just now, if what it was made from is still so and this machine has it."""
     verify(made)
+    _refuse_lacking(made)
     return _launch(made, folder, start, Anew(made.config_dirs))
+
+
+def _refuse_lacking(made: Plan) -> None:
+    if found := lacking(made, look_at_machine(), launched=launched()):
+        raise UserError(*found)
 
 
 def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:

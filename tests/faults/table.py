@@ -102,11 +102,13 @@ ROWS = (
         "SIGKILL, a crash, a power cut",
         "train",
         "the child ends with its parent; a killed child is told with its memory and what would need less",
-        "the newest whole checkpoint; half of one never has its name",
+        "the newest whole checkpoint; half of one never has its name; before the first, the one of another folder that "
+        "it was started from (`stage.resume=PATH`)",
         AUTO,
         f"{STOPS}test_train",
         "slow/test_killed.py::test_goes_on_however_often",
         "run/test_launch.py::test_killed_child_then_killed_parent",
+        "run/test_launch.py::test_what_was_started_from_another_folder_goes_on_from_there",
         "execute/test_damaged.py::test_what_the_killed_left_is_removed",
     ),
     _row(
@@ -249,8 +251,9 @@ ROWS = (
     _row(
         "a checkpoint is cut, or a bit of it flips",
         "train",
-        "found by its checksums before it is used, told, and passed over for the one before it; one that is named by "
-        "`stage.resume=PATH` is refused with the newest sound one",
+        "found by its checksums before it is used, told, and passed over for the one before it; so is one whose best "
+        "so far is damaged, where that is put back at the end (`[best-missing]`, exit 2, where no other is left); one "
+        "that is named by `stage.resume=PATH` is refused with the newest sound one",
         "the damaged one, until the run saves that step again",
         f"{RESUME}: it has gone on already",
         "faults/test_checkpoints.py::test_it_is_said_on_the_screen",
@@ -258,6 +261,7 @@ ROWS = (
         "execute/test_damaged.py::test_the_one_before_goes_on_and_the_damaged_is_saved_anew",
         "execute/test_damaged.py::test_a_named_one_is_refused_with_the_one_before",
         "execute/test_damaged.py::test_a_damaged_best_is_never_put_back",
+        "run/test_folder.py::test_a_checkpoint_whose_best_is_lost_is_passed_over",
     ),
     _row(
         "the rows' file changes or goes away",

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from conftest import compiled, refusals
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RevisionNotFoundError
 
@@ -29,7 +30,7 @@ from factory.look import machine as look
 from factory.look.harness import look_at_harness
 from factory.look.model import fingerprint_now
 from factory.plan import read_plan, to_yaml
-from factory.refusal import UserError
+from factory.refusal import UserError, refuse
 from factory.vocabulary import added_tokens, tokens_in
 
 BASE = ("hardware=cpu", "tracking=none", "stage.max_steps=1")
@@ -175,6 +176,42 @@ def test_a_named_model_without_the_hub_plans_and_does_not_train(monkeypatch: pyt
     assert compiled("model=llama3_8b", "hardware=cpu", training=False).steps.load.source == "hub"
     found = refusals("model=llama3_8b", "hardware=cpu")
     assert "model-unreachable" in [refusal.rule for refusal in found]
+
+
+@pytest.mark.parametrize("revision", ["main", "v2", "d" * 40])
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_plan_that_is_written_for_later_names_the_commit(
+    answers: bool, revision: str, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or warns where nobody knows it: a branch may be other weights when the run goes on."""
+    named = ("model=qwen2.5_0.5b", "hardware=cpu", f"model.revision={revision}")
+    commit, config = "c" * 40, compiled(*named, training=False).steps.load.config
+
+    def hub_config(path: str, asked: str) -> tuple[dict[str, Any], str]:
+        if not answers:
+            raise refuse("model-unreachable", f"model.path={path}", "there is no network")
+        return config, asked if asked == "d" * 40 else commit
+
+    monkeypatch.setattr("factory.look.model._hub_config", hub_config)
+    made = yaml.safe_load(command("plan", *named, "plan.format=yaml").out)
+    pinned = "d" * 40 if revision == "d" * 40 else commit if answers else revision
+    assert made["steps"]["load"]["revision"] == pinned
+    assert made["steps"]["load"]["fingerprint"].endswith(f"@{pinned}")
+    said = [text for text in made["warnings"] if "not pinned" in text]
+    assert [f"which commit {revision} is:" in text for text in said] == [True] * (len(pinned) < 40)
+    shown = json.loads(command("plan", *named, "plan.format=json").out)  # which asks nobody
+    assert shown["steps"][0]["revision"] == revision and not any("not pinned" in text for text in shown["warnings"])
+
+
+def test_a_branch_that_is_not_there_is_no_hub_that_is_not_reached(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_branch(path: str, revision: str) -> None:
+        raise refuse("revision-missing", f"model.revision={revision}", f"the hub has none of {path}")
+
+    monkeypatch.setattr("factory.look.model._hub_config", no_branch)
+    said = command("plan", "model=qwen2.5_0.5b", "hardware=cpu", "model.revision=v3", "plan.format=yaml")
+    assert (said.code, said.rules) == (2, ["revision-missing"])
 
 
 @pytest.mark.parametrize(
@@ -619,14 +656,15 @@ def test_where_nothing_else_is_asked_what_is_found_is_the_same(here: Path) -> No
     )
     assert not problems
     data = replace(chosen.data, **{field.name: None for field in fields(chosen.data) if field.name in _UNASKED})
-    others = ("method", "precision", "compute", "hardware", "plan", "preview", "seed", "options")
+    others = ("method", "precision", "compute", "hardware", "preview", "seed", "options")
     stage = SimpleNamespace(name="dpo", resume=None)
     bare = replace(chosen, data=data, stage=stage, **dict.fromkeys(others))
     found = look_around(bare, bad, training=False)
     machine = found.machine  # whose free memory changes
     assert found == replace(look_around(chosen, bad, training=False), machine=machine)
     assert asked(bare, bad) == asked(chosen, bad)
-    for override in ("model=smollm2_360m", "data=demo_tools", "stage=sft", "stage.resume=auto", "tracking=none"):
+    asking = ("model=smollm2_360m", "data=demo_tools", "stage=sft", "stage.resume=auto", "tracking=none")
+    for override in (*asking, "plan.format=yaml"):
         other = compose.compose(compose.parse(["stage=dpo", "hardware=cpu", override]))
         changed, _, _ = settings.read(other.tree, options={}, overrides=(), run_dir="run")
         assert asked(changed, bad) != asked(chosen, bad), override

@@ -19,9 +19,10 @@ from factory.execute.__main__ import INTERRUPTED
 from factory.execute.context import Run, append
 from factory.plan import read_plan, to_yaml
 from factory.ranks.__main__ import Death, _pass_on_signals, deaths, died, hung, stopped
-from factory.ranks.outer import _shown
+from factory.ranks.outer import _shown, run_as_rank
 from factory.ranks.world import VARIABLES, World, from_environment, lost_another
-from factory.run.folder import RunFolder
+from factory.run.folder import MANIFEST, RunFolder, at_step
+from factory.run.screen import Screen
 
 BASE = ("hardware=cpu", "tracking=none", "evaluate.samples=0", "stage.max_steps=2")
 
@@ -144,10 +145,33 @@ def test_a_run_that_goes_on_shows_what_is_new(tmp_path: Path, capsys: pytest.Cap
         append(folder.metrics, line)
 
     log(1)
-    with _shown(compiled("tracking=none", training=False), folder):
+    with _shown(compiled("tracking=none", training=False), folder, Screen()):
         log(2)
     shown = capsys.readouterr().out
     assert "step     2" in shown and "step     1" not in shown
+
+
+def test_what_is_said_is_in_the_log_and_a_traceback_where_it_is(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No parent writes run.log from what the process prints, which its launcher has."""
+    folder = RunFolder(tmp_path / "run")
+    saved = at_step(folder.checkpoints, 3)
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text('{"step": 3}')
+    (saved / MANIFEST).write_text('{"files": {}}')
+    made = plan(tiny_model, "none", 1)
+
+    def fails(run: Run) -> None:
+        run.emit("note", text="a note")
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("factory.execute.__main__._walked", fails)
+    assert run_as_rank(made, folder, World()) == 1
+    log, told = folder.log.read_text(), "[crashed] RuntimeError: a bug\n  the traceback is in what rank 0 printed\n"
+    assert f"Continuing from {saved}\n" in log and made.digest() in log and "a note\n" in log and log.endswith(told)
+    printed = capfd.readouterr()
+    assert "Traceback" in printed.err and told in printed.out
 
 
 @pytest.mark.usefixtures("rank")

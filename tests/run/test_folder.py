@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from factory.refusal import UserError
-from factory.run.folder import RunFolder
+from factory.run.folder import MANIFEST, RunFolder, at_step
 
 
 def test_a_folder_that_another_holds_is_refused(tmp_path: Path) -> None:
@@ -27,3 +28,27 @@ def test_a_file_system_without_locks_holds_a_run(number: int, tmp_path: Path, mo
     monkeypatch.setattr(fcntl, "flock", refuses)
     with RunFolder(tmp_path / "run").claimed() as lock:
         assert lock > 2
+
+
+def test_a_checkpoint_whose_best_is_lost_is_passed_over(tmp_path: Path) -> None:
+    """Each names the best before it; only where that is put back at the end is it needed."""
+    folder, told = RunFolder(tmp_path), list[str]()
+    for step, best in ((10, 10), (20, 20), (30, 10), (40, 20)):
+        path = at_step(folder.checkpoints, step)
+        path.mkdir(parents=True)
+        state = json.dumps({"step": step, "best": {"step": best}})
+        (path / "state.json").write_text(state)
+        (path / MANIFEST).write_text(json.dumps({"files": {"state.json": len(state)}}))
+    ten, twenty, thirty, forty = folder.whole_checkpoints()
+    assert folder.onward(told.append, best=True) == forty and not told
+    (twenty / "state.json").write_text("")
+    assert folder.onward(told.append, best=False) == forty and not told
+    assert folder.onward(told.append, best=True) == thirty
+    (said,) = told
+    assert str(forty) in said and f"its best checkpoint so far was {twenty}: it is not whole" in said
+    ten.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=rf"\[best-missing\] .*{forty.name} its best .*{twenty.name}: it is not whole"):
+        folder.onward(told.append, best=True)
+    for path in (thirty, forty):
+        (path / "state.json").write_text("")
+    assert folder.onward(told.append, best=True) is None  # nothing sound is given up

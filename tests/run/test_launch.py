@@ -20,7 +20,7 @@ from factory.execute.report import ADVICE
 from factory.native import build
 from factory.refusal import refuse
 from factory.run import launch
-from factory.run.folder import MANIFEST, RunFolder
+from factory.run.folder import MANIFEST, RunFolder, at_step
 from factory.run.launch import Tail
 from factory.run.screen import Screen
 from factory.stopping import asking
@@ -390,6 +390,36 @@ def test_what_a_run_goes_back_from_is_told(tmp_path: Path) -> None:
     told = [launch._gone_back_from(folder, place) for place in places]
     assert [words.split(" of ")[0] for words in told] == ["; 2 checkpoints", "; 1 checkpoint", ""]
     assert launch._gone_back_from(folder, tmp_path / "other" / "checkpoints" / "a copy") == ""
+
+
+def test_what_was_started_from_another_folder_goes_on_from_there(
+    tiny_model: Path, here: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while its weights load: nothing of its own is saved."""
+    options, asked = (*SAME, f"model.path={tiny_model}"), list[Path | None]()
+    start = at_step(RunFolder("old").checkpoints, 500)
+    start.mkdir(parents=True)
+    (start / "state.json").write_text('{"step": 500}')
+    manifest = {"files": {}, "plan_digest": compiled(*options).digest()}
+    (start / MANIFEST).write_text(json.dumps(manifest))
+
+    def interrupted(_plan: Any, _folder: RunFolder, resume_from: Path | None, *_: Any) -> None:
+        asked.append(resume_from)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_follow", interrupted)
+    assert command(*options, f"stage.resume={start}", "hydra.run.dir=new").code == 130
+    again = command("resume", "new")
+    assert again.code == 130 and f"Continuing from {start.resolve()}" in again.out
+    assert command(*options, "stage.resume=auto", "hydra.run.dir=new").code == 130
+    assert asked == [start, start.resolve(), start.resolve()]
+
+    (start / MANIFEST).write_text(json.dumps({**manifest, "plan_digest": "of another"}))
+    assert "another run has saved it since" in command("resume", "new").err
+    start.rename(here / "elsewhere")
+    gone = command("resume", "new")
+    assert (gone.code, gone.rules) == (2, ["start-missing"]) and f"{start.resolve()}: it is gone" in gone.err
+    assert len(asked) == 3
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")

@@ -352,7 +352,7 @@ def test_a_run_that_went_on_after_it_was_sent_is_sent_again(
     kept = folder.metrics.read_text()
     for words in ((), ("tracking.uri=http://other.example",)):
         assert command("track", str(folder.path), *words).code == 0
-    assert outer._begin(plan, folder) is None
+    assert outer._begin(plan, folder, Screen()) is None
     folder.metrics.write_text(kept)
     folder.report.write_text(as_json({**report, "status": "finished"}))
     for words in ((), ("tracking.uri=http://other.example",)):
