@@ -89,7 +89,7 @@ def watch(folder: Path) -> dict[str, Any]:
         real(engine, step, *rest)
 
     Engine.begin = begin  # type: ignore[method-assign]
-    code = execute(RunFolder(str(folder)), None, from_environment())
+    code = execute(RunFolder(str(folder)), None, from_environment(), printed="what is printed here")
     if code:
         raise RuntimeError(json.loads((folder / "report.json").read_text()).get("error"))
     first, last = SKIPPED + WATCHED, SKIPPED + 2 * WATCHED

@@ -23,7 +23,7 @@ from factory.ranks.world import from_environment
 from factory.run.folder import RunFolder
 
 usual = gc.get_threshold()
-code = __main__.execute(RunFolder("run"), None, from_environment())
+code = __main__.execute(RunFolder("run"), None, from_environment(), printed="run.log")
 found = [name for name in sys.argv[1:] if sys.modules.get(name) is not None]
 import bitsandbytes, scipy.optimize, torchvision  # nothing stays hidden
 print(json.dumps([code, found, gc.get_threshold() == usual]))
