@@ -104,7 +104,7 @@ CHILD = """
 import sys, os
 from factory.execute import __main__ as child
 child.end_with_parent = lambda: None
-child.execute = lambda *_: print("out", os.environ["HF_TOKEN"]) or sys.stderr.write("err password=hunter2") and 0
+child.execute = lambda *_, **__: print("out", os.environ["HF_TOKEN"]) or sys.stderr.write("err password=hunter2") and 0
 child.main([sys.argv[1]])
 """
 

@@ -17,6 +17,7 @@ from factory.look import machine
 from factory.ranks.outer import _shown
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
+from factory.run.screen import Screen
 from factory.tracking.delivery import Growing
 from factory.tracking.ledger import whole_lines
 from factory.tracking.system import Sampler, looking
@@ -93,7 +94,7 @@ def test_under_an_outer_launcher_it_is_looked_at_too(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for asked in (False, True):
         tracking = side_by_side.tracking(None, system_metrics=asked, system_metrics_seconds=0.02)
-        with _shown(replace(side_by_side.plan(), tracking=tracking), folder):
+        with _shown(replace(side_by_side.plan(), tracking=tracking), folder, Screen()):
             end = time.monotonic() + (10 if asked else 0.2)
             while not whole_lines(folder.system) and time.monotonic() < end:
                 time.sleep(0.01)
