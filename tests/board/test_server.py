@@ -1,5 +1,6 @@
 """Who may open the page, and what each key of `board` does."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,39 +75,12 @@ def test_every_key_reaches_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert seen["auth"]("anybody", "secret") and not seen["auth"]("anybody", "no")
 
 
-def test_without_a_password_it_is_not_opened_by_the_name_of_another_site(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Which could be made to stand for this machine, and its page then trains by what it says (DNS rebinding)."""
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """A page that does nothing, behind what guards that of `factory board` with these words."""
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
-    from starlette.testclient import TestClient
-
-    from factory.board import page
-
-    seen: list[dict[str, Any]] = []
-    blocks = SimpleNamespace(
-        queue=lambda **_: None, launch=lambda **given: seen.append(given), local_url="", block_thread=int
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(page, "page", lambda *_: blocks)
-    monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
-    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
-    routes = [Route("/", lambda _: PlainTextResponse("the page"))]
-    for words, status in (((), 403), (("board.password=secret",), 200)):
-        server.serve(_board("board.port=1", *words), ())
-        app = Starlette(routes=routes, **seen[-1]["app_kwargs"])
-        asked = {name: TestClient(app, base_url=f"http://{name}").get("/").status_code for name in NAMES}
-        assert asked == {"evil.example": status, "localhost:7860": 200, "127.0.0.1:7860": 200}
-
-
-def test_a_page_of_another_address_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a password too: what a browser knows a person by goes with what it posts, whoever's page asks."""
-    from starlette.applications import Starlette
-    from starlette.responses import PlainTextResponse
-    from starlette.routing import Route
-    from starlette.testclient import TestClient
 
     from factory.board import page
 
@@ -119,10 +93,31 @@ def test_a_page_of_another_address_changes_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(server.Runs, "keep_going", lambda self: None)
     monkeypatch.setattr(server.signal, "signal", lambda *_: None)
     routes = [Route("/", lambda _: PlainTextResponse("the page"), methods=["GET", "POST", "DELETE"])]
+
+    def guarded(*words: str) -> Starlette:
+        server.serve(_board("board.port=1", *words), ())
+        return Starlette(routes=routes, **seen[-1]["app_kwargs"])
+
+    return guarded
+
+
+def test_without_a_password_it_is_not_opened_by_the_name_of_another_site(guarded: Callable[..., Any]) -> None:
+    """Which could be made to stand for this machine, and its page then trains by what it says (DNS rebinding)."""
+    from starlette.testclient import TestClient
+
+    for words, status in (((), 403), (("board.password=secret",), 200)):
+        app = guarded(*words)
+        asked = {name: TestClient(app, base_url=f"http://{name}").get("/").status_code for name in NAMES}
+        assert asked == {"evil.example": status, "localhost:7860": 200, "127.0.0.1:7860": 200}
+
+
+def test_a_page_of_another_address_changes_nothing(guarded: Callable[..., Any]) -> None:
+    """With a password too: what a browser knows a person by goes with what it posts, whoever's page asks."""
+    from starlette.testclient import TestClient
+
     own, proxied = "http://localhost:7860", {"Origin": "https://board.example"}
     for words in ((), ("board.password=secret",)):
-        server.serve(_board("board.port=1", *words), ())
-        client = TestClient(Starlette(routes=routes, **seen[-1]["app_kwargs"]), base_url=own)
+        client = TestClient(guarded(*words), base_url=own)
         for said, status in (
             ({}, 200),  # no browser
             ({"Origin": own}, 200),
