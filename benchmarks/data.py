@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from embedded import embedded_model
 
 CORES = len(os.sched_getaffinity(0))
 MAX_LENGTH = 2048
@@ -297,7 +298,6 @@ def main() -> int:
         name, path, model = sys.argv[2:]
         print(json.dumps(CELLS[name](Path(path), Path(model))))
         return 0
-    from factory import cache
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="FILE", help="an alpaca json file, such as alpaca_en_demo.json")
@@ -305,13 +305,13 @@ def main() -> int:
     parser.add_argument("--peer", type=Path, metavar="PYTHON", help="the peer's Python; without it, Factory alone")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each system (1)")
     parser.add_argument("--rows", type=int, metavar="N", help="generate so many rows and prepare them twice")
-    default = cache.folder() / "SmolLM2-135M-Instruct.Q4_1"
-    parser.add_argument("--model", type=Path, default=default, help="the folder of the tokenizer")
+    parser.add_argument("--model", type=Path, help="the folder of the tokenizer (the embedded model's)")
     options = parser.parse_args()
     if not options.data and not options.rows:
         parser.error("--data or --rows says what to measure")
+    options.model = options.model or embedded_model()
     if not (options.model / "tokenizer.json").is_file():
-        parser.error(f"{options.model} has no tokenizer: train once with the embedded model, or set --model")
+        parser.error(f"{options.model} has no tokenizer")
     with tempfile.TemporaryDirectory() as folder:
         if options.data:
             beside(options, Path(folder))

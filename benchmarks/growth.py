@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import psutil
+from embedded import embedded_model
 from memory import read
 
 from factory.execute.memory import peak_of
@@ -97,10 +98,8 @@ def made(sizes: tuple[int, int, int], folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from factory import cache
-
     width, mlp, layers = sizes
-    embedded = next(cache.folder().glob("SmolLM2-135M-Instruct*/tokenizer.json")).parent
+    embedded = embedded_model()
     numbers = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
     heads = {"num_attention_heads": width // 64, "num_key_value_heads": max(1, width // 192), "vocab_size": 49152}
     torch.set_default_dtype(torch.bfloat16)

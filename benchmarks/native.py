@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from embedded import embedded_model
 
-from factory import cache, fused, losses, products
+from factory import fused, losses, products
 from factory.attention import blocks
 from factory.fused import functions
 from factory.fused.adapted import Adapted
@@ -84,7 +85,7 @@ def step(rank: int, tokens: int) -> Callable[[], float]:
 
     blocks.register("native")
     kernels.use(True)
-    folder = next(cache.folder().glob("SmolLM2-135M-Instruct*/config.json")).parent
+    folder = embedded_model()
     kind = torch.bfloat16 if rank else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="native")
     fused.fuse(model)

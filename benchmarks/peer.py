@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from embedded import embedded_model
 
 import factory
 from factory import cache
@@ -121,16 +122,6 @@ def peer_python(venv: Path) -> Path:
     for extension in venv.glob("lib/python*/site-packages/torchaudio/lib/*.so"):
         extension.unlink()
     return venv / "bin" / "python"
-
-
-def embedded_model(runs: Path) -> Path:
-    """The folder that Factory's first run converts the embedded model into; both systems read it."""
-    folder = cache.folder() / "SmolLM2-135M-Instruct.Q4_1"
-    if not (folder / "config.json").is_file():
-        words = " ".join(ours for ours, _ in (DEVICE["cpu"], PRECISION["bf16"], COMMON, *JOBS["start"])).split()
-        command = [sys.executable, "-m", "factory", *words, f"hydra.run.dir={runs / 'convert'}"]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return folder
 
 
 def in_float32(python: Path, model: Path, runs: Path) -> Path:
@@ -267,7 +258,7 @@ def main() -> int:
     precision = options.precision or ("bf16" if options.device != "cpu" or cpu.has_bf16() else "fp32")
     runs = options.out.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    python, model = peer_python(options.venv.absolute()), embedded_model(runs)
+    python, model = peer_python(options.venv.absolute()), embedded_model()
     their_model = in_float32(python, model, runs) if precision == "fp32" else model
     data: dict[str, Any] = {"messages": {"file_name": str(DEMO / "messages.jsonl")}}
     data["text"] = {"file_name": str(DEMO / "text.jsonl"), "columns": {"prompt": "text"}}

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import torch
+from embedded import embedded_model
 
 import factory
-from factory import cache, fused, products
+from factory import fused, products
 from factory.look import cpu
 from factory.native import build, kernels
 from factory.rollouts.sample import Sampling, sample
@@ -34,7 +35,7 @@ def main() -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(options.threads)
-    folder = next(cache.folder().glob("SmolLM2-135M-Instruct*/config.json")).parent
+    folder = embedded_model()
     kernels.use(build.why_not() is None)
     products.use(cpu.multiplies_wide())
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
