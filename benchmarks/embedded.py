@@ -8,7 +8,7 @@ from pathlib import Path
 from factory import cache
 
 _SHORT = (
-    "hardware=cpu tracking=none method=lora data.max_length=64 stage.max_steps=1 stage.save_steps=null "
+    "hardware=cpu tracking=none method=lora stage.max_steps=1 stage.save_steps=null "
     "evaluate.samples=0 evaluate.perplexity=false"
 )
 

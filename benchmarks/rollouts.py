@@ -39,6 +39,7 @@ def main() -> int:
     kernels.use(build.why_not() is None)
     products.use(cpu.multiplies_wide())
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
+    base.generation_config.eos_token_id = None  # each answer is as long as the next: they are compared token by token
     fused.fuse(base)
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear")).eval()
     fused.fuse_linears(model)
