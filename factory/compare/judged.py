@@ -137,7 +137,7 @@ def apart(metric: str, runs: Sequence[Run]) -> str | None:
             told = (start == _SOURCES and _data(runs)) or told
             return _unlike(f"were {were}", [(run.name, each) for run, each in zip(runs, told, strict=True)])
     if by_tokens:
-        return _unlike("have different tokenizers", _tokenizers(runs), shown=False)
+        return _of_tokenizers(runs)
     return _unlike("were scored in different ways", [(run.name, str(_scored(metric, run))) for run in runs])
 
 
@@ -161,10 +161,22 @@ def _data(runs: Sequence[Run]) -> list[str] | None:
     return next((each for each in (named, files, sized) if len(set(each)) == kinds), None)
 
 
-def _tokenizers(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Where a run saved none, it has that of another run on the same base."""
+def _of_tokenizers(runs: Sequence[Run]) -> str | None:
+    """Where a run saved none, it has that of another run on the same base, or the one that lay beside its weights.
+
+    The last may be the same in other words, as libraries write it: what differs from it is not known to be another.
+    """
     of_base = {run.base: run.tokenizer for run in runs if run.tokenizer is not None}
-    return [(run.name, str(run.tokenizer or of_base.get(run.base, run.base))) for run in runs]
+    saved = [(run.name, run.tokenizer or of_base.get(run.base)) for run in runs]
+    known = [(name, tokenizer) for name, tokenizer in saved if tokenizer is not None]
+    if wrong := _unlike("have different tokenizers", known, shown=False):
+        return wrong
+    beside = {run.base: run.loaded for run in runs if run.loaded is not None}
+    told = [
+        (run.name, str(tokenizer or beside.get(run.base, run.base)))
+        for (_, tokenizer), run in zip(saved, runs, strict=True)
+    ]
+    return _unlike("are not known to have the same tokenizer", told, shown=False)
 
 
 def _signature(metric: str, run: Run) -> str | None:
@@ -206,7 +218,7 @@ def _unlike(were: str, told: Sequence[tuple[str, str]], *, shown: bool = True) -
     by_value = dict[str, list[str]]()
     for name, value in told:
         by_value.setdefault(value, []).append(name)
-    if len(by_value) == 1:
+    if len(by_value) < 2:
         return None
     groups = (f"{value} ({listed(names)})" if shown else listed(names) for value, names in by_value.items())
     return f"the runs {were}: {'; '.join(groups)}"

@@ -37,6 +37,7 @@ class Run:
     folder: Path | None = None
     told_by_name: bool = False
     tokenizer: str | None = None  # the saved one's vocabulary and rules
+    loaded: str | None = None  # those of the tokenizer beside the weights that it read from a folder
     base: str | None = None  # the weights and the tokens that are added to them, from which it follows too
 
 
@@ -83,7 +84,8 @@ def _of_folder(name: str, path: Path) -> Run:
         plan=plan,
         lines=lines,
         folder=path,
-        tokenizer=_tokenizer(folder),
+        tokenizer=_tokenizer(folder.model),
+        loaded=_loaded(plan),
         base=_base(plan),
     )
 
@@ -178,9 +180,16 @@ def _so_far(plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> dict[str, A
     return {**report, "memory": {**report.get("memory", {}), "peak_bytes": peak}, "train": train}
 
 
-def _tokenizer(folder: RunFolder) -> str | None:
-    """What tells one saved tokenizer from another. A run that only measures saves none."""
-    saved = read_json(folder.model / "tokenizer.json")
+def _loaded(plan: Plan | None) -> str | None:
+    """Not where the run adds tokens to it, nor where an adapter was saved with a tokenizer of its own."""
+    if plan is None or plan.steps.load.source != "folder" or plan.steps.load.adapter or plan.steps.patch.new_tokens:
+        return None
+    return _tokenizer(Path(plan.steps.load.path))
+
+
+def _tokenizer(model: Path) -> str | None:
+    """What tells the tokenizer in a model's folder from another. A run that only measures saves none."""
+    saved = read_json(model / "tokenizer.json")
     if saved is None:
         return None
     rules = {name: value for name, value in saved.items() if name not in ("truncation", "padding")}

@@ -14,7 +14,7 @@ from factory.compare.runs import red
 from factory.compile.bases import words
 from factory.compose import sweeps
 from factory.execute.__main__ import INTERRUPTED, REFUSED
-from factory.execute.context import STARTED, append
+from factory.execute.context import STARTED
 from factory.line import again, name_of, spelt
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -22,8 +22,8 @@ from factory.run import jobs
 from factory.run.folder import RunFolder, read_json
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
-from factory.run.sweep import Verbs, begun, beside, closed, code_of, noted, placed, recorded, worked_through
-from factory.run.swept import SweepFolder
+from factory.run.sweep import Verbs, begun, beside, closed, noted, placed, recorded, refuse_secrets, worked_through
+from factory.run.swept import SweepFolder, code_of
 from factory.saved import positions
 from factory.schema import Sweep
 
@@ -197,6 +197,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     folder = placed(name, line, asked)
     compile = beside(verbs.compile) if asked.resume else verbs.compile
     listed = [_ahead(link, folder, line.config_dirs, compile) for link in found]
+    refuse_secrets(line, listed)
     screen.print(jobs.Shown(listed))
     screen.print(jobs.summary(listed))
     if told := _stuck(listed):
@@ -253,8 +254,7 @@ class _Runner:
                 continue
             places[link.name] = _start(link, self.plans, places, self.folder)
             code = self._one(link, places[link.name], resumed=resumed)
-            ended = noted(code, RunFolder(self.folder.path / link.name))
-            append(self.folder.outcomes, {"job": link.name, "code": ended})
+            self.folder.note(link.name, noted(code, RunFolder(self.folder.path / link.name)))
             if code == INTERRUPTED:
                 return INTERRUPTED
             done |= {link.name} if code == 0 else set()
@@ -266,7 +266,7 @@ class _Runner:
         os.environ[STARTED] = str(time.monotonic())
         try:
             composed = _composed(overrides, self.folder.path / link.name, self.config_dirs, self.parent)
-            fate = self._fate(link, composed) if resumed else "run"
+            fate = self._fate(composed) if resumed else "run"
         except UserError as error:
             print(error, file=sys.stderr)
             return REFUSED
@@ -276,10 +276,12 @@ class _Runner:
             return code_of(run)
         return self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
 
-    def _fate(self, link: Link, composed: compose.Composed) -> jobs.Fate:
-        """Of a run that may have been started before. Raises UserError where it was another one then."""
-        plan = beside(self.verbs.compile)(composed)
-        (job,) = jobs.continued([Job(name=link.name, overrides=composed.overrides, plan=plan)], self.folder)
+    def _fate(self, composed: compose.Composed) -> jobs.Fate:
+        """Of a run that may have been started before. Raises UserError where it is refused, or was another one then."""
+        made = jobs.compiled([composed], str(self.folder.path), beside(self.verbs.compile))
+        (job,) = jobs.continued(made, self.folder)
+        if job.fate == "refuse":
+            raise UserError(*job.refusals)
         return job.fate
 
     def _say_why_not(self, link: Link, waits: Sequence[str], places: Mapping[str, tuple[str, ...]]) -> None:

@@ -283,7 +283,15 @@ def runs_in(outputs: Path = OUTPUTS, sweeps: Path = SWEEPS) -> list[Path]:
 
 def runs_here() -> list[Path]:
     """The folders of the runs under the working one, oldest first."""
-    return sorted(runs_in(), key=lambda path: (RunFolder(path).plan.stat().st_mtime, path))
+    return sorted(runs_in(), key=lambda path: (_written(RunFolder(path).plan), path))
+
+
+def _written(path: Path) -> float:
+    """When, in seconds since the epoch; 0 where it is gone since it was listed, or may not be asked."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def last_here(*, saved: bool = False) -> str:

@@ -1,6 +1,7 @@
 """A sweep's jobs before any of them starts: compiled, told apart, and what is to become of each."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from factory.compare.labels import labels
 from factory.compare.runs import of_report
 from factory.compose import Composed
 from factory.execute.verify import matter
-from factory.plan import KNOWN_LATER, Plan, to_json
+from factory.plan import KNOWN_LATER, Plan, read_plan, to_json
 from factory.refusal import Refusal, UserError, refuse
 from factory.run.folder import RunFolder, read_json, runs_here
 from factory.run.screen import fitting
@@ -40,7 +41,8 @@ _LEAST = ("steps", "trainable", "training", "memory")  # left out in this order 
 class Job:
     """`same` is the first job of the sweep with the same plan; `reused` the folder whose result stands for this job's.
 
-    A job without a plan has `refusals`. One that reads others (`after`) is planned again when they have ended.
+    A job without a plan has `refusals`, unless it is kept. One that reads others (`after`) is planned again when they
+    have ended.
     """
 
     name: str
@@ -81,7 +83,10 @@ def name_of(composed: Composed, folder: str) -> str:
 
 
 def continued(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
-    """What is finished is kept, what was started goes on. Raises UserError where a job was another one then."""
+    """What is finished is kept, what was started goes on. Raises UserError where a job was another one then.
+
+    A finished job needs nothing of this machine any more: it is kept where it would be refused by now.
+    """
     ended, found = sweep.ended(), list[Job]()
     for job in jobs:
         folder, outcome = RunFolder(sweep.path / job.name), ended.get(job.name)
@@ -90,12 +95,21 @@ def continued(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
             wrong = f"job {job.name} was made from the plan {there}, and now has {job.digest}"
             raise refuse("sweep-changed", f"sweep.resume={sweep.path}", wrong, job=folder.path)
         if outcome is not None and outcome.reused is not None and outcome.code == 0:
-            found.append(replace(job, fate="keep", reused=outcome.reused))
+            found.append(replace(job, fate="keep", reused=outcome.reused, refusals=()))
+        elif there is not None and folder.status() == "finished":
+            found.append(replace(job, fate="keep", refusals=(), plan=job.plan or _plan_of(folder)))
         elif job.plan is not None and there is not None:
-            found.append(replace(job, fate="keep" if folder.status() == "finished" else "continue"))
+            found.append(replace(job, fate="continue"))
         else:
             found.append(job)
     return found
+
+
+def _plan_of(run: RunFolder) -> Plan | None:
+    """As it was executed; None where this version cannot read it."""
+    with suppress(UserError):
+        return read_plan(run.plan)
+    return None
 
 
 def reusing(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
@@ -116,8 +130,11 @@ def executed(plans: dict[str | None, Plan], sweep: SweepFolder) -> dict[str, Pat
     """The newest folder of a run of each of these plans: finished, no check red, with the versions that matter."""
     found = dict[str, Path]()
     for folder in runs_here():
-        with RunFolder(folder).plan.open(encoding="utf-8", errors="replace") as file:
-            digest = file.readline().removeprefix(_DIGEST).strip()
+        try:
+            with RunFolder(folder).plan.open(encoding="utf-8", errors="replace") as file:
+                digest = file.readline().removeprefix(_DIGEST).strip()
+        except OSError:  # gone since it was listed, or another's: it is not ours to take
+            continue
         if digest in plans and folder.parent != sweep.path and _sound(folder, plans[digest]):
             found[digest] = folder
     return found
@@ -208,9 +225,9 @@ def _trains(job: Job) -> bool:
 
 
 def _said(job: Job) -> str:
-    if job.plan is None:
+    if job.fate == "refuse":
         return "[yellow]refused[/yellow]"  # by which rules stands below: a narrow terminal would break their names
-    fits = _FITS[job.plan.estimate.memory.fits]
+    fits = "" if job.plan is None else _FITS[job.plan.estimate.memory.fits]
     same = f"the same as {escape(job.same)}" if job.same else ""
     fate = _FATES[job.fate].format(reused=escape(job.reused or ""))
     after = f"again after {' and '.join(job.after)}" if job.after and job.fate == "run" else ""

@@ -17,11 +17,11 @@ from factory.compare import terminal, written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import named, of_folder
 from factory.compare.page import page
-from factory.compare.runs import Status, of_report
+from factory.compare.runs import Status
 from factory.compose import sweeps
 from factory.compose.calling import hydra_main
-from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED
-from factory.execute.context import STARTED, append
+from factory.execute.__main__ import FAILED, INTERRUPTED
+from factory.execute.context import STARTED
 from factory.line import names_a_folder, setting, spelt
 from factory.look.machine import look_at_machine
 from factory.outlet import outlets
@@ -32,7 +32,7 @@ from factory.run import jobs
 from factory.run.folder import RunFolder, fresh, is_held, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
-from factory.run.swept import Outcome, Record, Recorded, SweepFolder
+from factory.run.swept import Outcome, Record, Recorded, SweepFolder, code_of
 from factory.schema import Sweep, Tracking
 from factory.tracking import later, ledger
 from factory.tracking.spec import shows
@@ -67,20 +67,22 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     before = SweepFolder(asked.resume).read() if asked.resume else None
     if asked.resume:
         line = recorded(line, asked.resume, before)
+        asked = replace(asked, reuse=asked.reuse or bool(before and before.reuse))
     ready = compose.prepared(line)
     name, shared = sweeps.sweep_folder(line, ready)
     folder = placed(name, line, asked)
     found = sweeps.jobs(line, ready, str(folder.path))
     if isinstance(found, sweeps.Choosing):
         again, listed = _chosen_again(found, asked), list[Job]()
-        screen.print(jobs.Shown(jobs.compiled(found.ends, str(folder.path), verbs.compile)))
-        screen.print(jobs.AS_IT_GOES)
+        shown, told = jobs.compiled(found.ends, str(folder.path), verbs.compile), jobs.AS_IT_GOES
     else:
         again, listed = (), _listed(found, folder, asked, verbs.compile)
-        screen.print(jobs.Shown(listed))
-        screen.print(jobs.summary(listed))
+        shown, told = listed, jobs.summary(listed)
+    refuse_secrets(line, shown)
+    screen.print(jobs.Shown(shown))
+    screen.print(told)
     gpus = len(look_at_machine().gpus)
-    with begun(folder, shared, line, before, listed) as (tracking, parent):
+    with begun(folder, shared, line, before, listed, reuse=asked.reuse) as (tracking, parent):
         task = _Task(
             folder=str(folder.path),
             fates={job.name: (job.fate, job.reused) for job in listed},
@@ -118,15 +120,37 @@ def _resume(folder: SweepFolder) -> str:
     return f"{program('factory')} -m {setting('sweep.resume', folder.path)}"
 
 
+def refuse_secrets(line: compose.CommandLine, listed: Sequence[Job]) -> None:
+    """A job that is refused stops no other, but a sweep's own files hold every job's settings. Raises UserError.
+
+    The texts are looked at too: not all that a sweeper may choose is compiled, nor what is under a key that is refused.
+    """
+    found = [refused for job in listed for refused in job.refusals if refused.rule == _SECRET]
+    texts = (*line.overrides, *(text for job in listed for text in job.overrides))
+    hidden = dict.fromkeys(clean for text in texts if (clean := redacted(text)) != text)
+    if found := found or [refusal(_SECRET, text, _WRITTEN) for text in hidden]:
+        raise UserError(*dict.fromkeys(found))
+
+
+_SECRET = "secret-in-settings"  # noqa: S105  a rule
+_WRITTEN = "a password or a token in it would be written to the sweep's folder and shown"
+
+
 @contextmanager
 def begun(
-    folder: SweepFolder, common: compose.Composed, line: compose.CommandLine, before: Record | None, listed: list[Job]
+    folder: SweepFolder,
+    common: compose.Composed,
+    line: compose.CommandLine,
+    before: Record | None,
+    listed: list[Job],
+    *,
+    reuse: bool = False,
 ) -> Iterator[tuple[Tracking, str | None]]:
     """The sweep's folder, claimed, with its record in it; how the jobs are tracked, and under what."""
     with RunFolder(folder.path).claimed():
         tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
         parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
-        folder.write(record(line, listed, parent))
+        folder.write(record(line, listed, parent, reuse=reuse))
         yield tracking, parent
 
 
@@ -168,7 +192,7 @@ def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder)
     return [*ready.overrides, *nested, f"hydra.sweep.dir={spelt(folder.path.as_posix())}", "--multirun"]
 
 
-def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None) -> Record:
+def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None, *, reuse: bool = False) -> Record:
     return Record(
         overrides=line.overrides,
         config_dirs=line.config_dirs,
@@ -177,6 +201,7 @@ def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None)
             Recorded(name=job.name, overrides=job.overrides, digest=job.digest, refused=first_refusal(job))
             for job in listed
         ),
+        reuse=reuse,
     )
 
 
@@ -214,8 +239,7 @@ class _Task:
             Screen().print(f"\njob {composed.run_dir}: {words}", style="bold", soft_wrap=True)
             os.environ[STARTED] = str(time.monotonic())
             code = self.verbs.go_on(run) if fate == "continue" else self.verbs.run(composed)
-            line = {"job": name, "code": noted(code, run), "overrides": list(composed.overrides)}
-            append(SweepFolder(self.folder).outcomes, line)
+            SweepFolder(self.folder).note(name, noted(code, run), overrides=list(composed.overrides))
             if code == INTERRUPTED:
                 raise KeyboardInterrupt  # which Hydra lets through: of an Exception it would go on to the next job
         return _value(run)
@@ -238,11 +262,9 @@ class _Task:
         """A chosen job that ended stays as it ended: those after it were chosen by that. Raises UserError."""
         sweep = SweepFolder(self.folder)
         (job,) = jobs.continued(jobs.compiled([composed], self.folder, beside(self.verbs.compile)), sweep)
-        ended = sweep.ended().get(name)
-        if ended is not None and ended.code != INTERRUPTED:
-            return "keep"
         _note_kept(sweep, job)
-        return job.fate
+        ended = sweep.ended().get(name)
+        return "keep" if ended is not None and ended.code != INTERRUPTED else job.fate
 
 
 def worked_through(work: Callable[[], int], close: Callable[[bool], int], folder: SweepFolder) -> int:
@@ -314,25 +336,22 @@ def _note_others(folder: SweepFolder, listed: Sequence[Job]) -> None:
             place = folder.noted_place(job.reused)
             outcome = ended.get(place, Outcome(code=0) if Path(place).is_absolute() else None)
             if outcome is not None:
-                append(folder.outcomes, {"job": job.name, "code": outcome.code, "reused": place})
+                folder.note(job.name, outcome.code, reused=place)
         _note_kept(folder, job)
 
 
 def _note_kept(folder: SweepFolder, job: Job) -> None:
-    """Where the sweep was stopped or killed before it could note it."""
-    noted = folder.ended().get(job.name, Outcome(code=INTERRUPTED))
-    if job.fate == "keep" and noted.code == INTERRUPTED:
-        append(folder.outcomes, {"job": job.name, "code": code_of(RunFolder(folder.path / job.name))})
+    """Where the sweep was stopped or killed before it could note it, or has noted what its run is not any more."""
+    if job.fate != "keep" or job.reused is not None:
+        return
+    noted, code = folder.ended().get(job.name), code_of(RunFolder(folder.path / job.name))
+    if noted is None or noted.code != code:
+        folder.note(job.name, code)
 
 
 def noted(code: int, run: RunFolder) -> int:
     """What is noted of a job that ended with this code: one that was over when it was asked to stop is not to go on."""
     return code_of(run) if code == INTERRUPTED and run.status() in ("finished", "failed") else code
-
-
-def code_of(run: RunFolder) -> int:
-    """What the run in this folder ended with, by its report."""
-    return FINISHED if of_report(read_json(run.report) or {}) == "finished" else FAILED
 
 
 def closed(

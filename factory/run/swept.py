@@ -2,13 +2,18 @@
 
 import json
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from factory import compose
-from factory.run.folder import read_json, write_whole
+from factory.compare.runs import of_report
+from factory.execute.__main__ import FAILED, FINISHED
+from factory.execute.context import append
+from factory.run.folder import RunFolder, read_json, write_whole
 from factory.typed import to_tree
 
 
@@ -36,12 +41,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """sweep.json. `jobs` is empty where the sweeper decides them as it goes."""
+    """sweep.json. `jobs` is empty where the sweeper decides them as it goes. `reuse`: whether that was asked."""
 
     overrides: tuple[str, ...]
     config_dirs: tuple[str, ...]
     parent_run: str | None
     jobs: tuple[Recorded, ...] = field(default=())
+    reuse: bool = False
 
 
 class SweepFolder:
@@ -68,6 +74,7 @@ class SweepFolder:
                 config_dirs=tuple(tree["config_dirs"]),
                 parent_run=tree["parent_run"],
                 jobs=tuple(Recorded(**{**job, "overrides": tuple(job["overrides"])}) for job in tree["jobs"]),
+                reuse=bool(tree.get("reuse")),  # sweeps of older versions do not say it
             )
         return None
 
@@ -86,8 +93,12 @@ class SweepFolder:
         path = Path(run)
         return path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else str(path.absolute())
 
+    def note(self, job: str, code: int, **more: Any) -> None:
+        """How a job has ended just now. Raises UserError where it cannot be written."""
+        append(self.outcomes, {"job": job, "code": code, **more, "time": time.time()})
+
     def ended(self) -> dict[str, Outcome]:
-        """The last outcome of each job that ended."""
+        """The last outcome of each job that ended: its last line, or the report of a run that finished after it."""
         if not self.outcomes.is_file():
             return {}
         lines = list[dict[str, Any]]()
@@ -96,12 +107,22 @@ class SweepFolder:
                 lines.append(json.loads(text))
         return {
             line["job"]: Outcome(
-                code=line["code"],
+                code=self._code(line),
                 reused=str(self.path / line["reused"]) if line.get("reused") else None,
                 overrides=tuple(line.get("overrides", ())),
             )
             for line in lines
         }
+
+    def _code(self, line: dict[str, Any]) -> int:
+        """A job may have been continued by itself, past the sweep."""
+        code, run = line["code"], RunFolder(self.path / line["job"])
+        if code == FINISHED or line.get("reused"):
+            return code
+        with suppress(OSError):
+            after = run.report.stat().st_mtime > line.get("time", inf)  # which lines of older versions lack
+            return code_of(run) if after and run.status() == "finished" else code
+        return code
 
     def is_done(self) -> bool:
         """Whether every job that is known ended well."""
@@ -115,3 +136,8 @@ class SweepFolder:
         there = [path.parent.name for path in self.path.glob("*/plan.yaml")]
         others = sorted({*self.ended(), *there} - set(planned), key=lambda name: (len(name), name))
         return [*planned, *others]
+
+
+def code_of(run: RunFolder) -> int:
+    """What the run in this folder ended with, by its report."""
+    return FINISHED if of_report(read_json(run.report) or {}) == "finished" else FAILED

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from math import inf, log
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,35 @@ def test_a_run_that_saved_no_tokenizer_has_that_of_its_base(tmp_path: Path) -> N
     """As one has that only measures."""
     one = measured(tmp_path / "a", 12.0, tokenizer=None)
     assert verdict(one, measured(tmp_path / "b", 9.0, "method=full", seed=1)).best == 1
+
+
+@pytest.mark.parametrize(
+    ("tokenizers", "why"),
+    [
+        (("words", "words"), None),
+        (("words", "bytes"), "the runs are not known to have the same tokenizer: "),
+        (("words", None), "the runs are not known to have the same tokenizer: "),
+    ],
+    ids=str,
+)
+def test_weights_that_were_only_measured_have_the_tokenizer_beside_them(
+    tokenizers: tuple[str | None, ...], why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fully tuned ones of one base have, whose fingerprints differ."""
+    folders = list[Path]()
+    for number, tokenizer in enumerate(tokenizers):
+        model = tmp_path / f"weights{number}"
+        model.mkdir()
+        if tokenizer is not None:
+            (model / "tokenizer.json").write_text(json.dumps({"model": tokenizer, "padding": number}))
+        made = side_by_side.plan()
+        load = replace(made.steps.load, source="folder", path=str(model), fingerprint=f"weights {number}")
+        made = replace(made, steps=replace(made.steps, load=load))
+        monkeypatch.setattr(side_by_side, "plan", lambda *_, made=made: made)
+        folders.append(measured(tmp_path / f"run{number}", 12.0 - number, seed=number, tokenizer=None))
+        monkeypatch.undo()
+    judged = verdict(*folders)
+    assert (judged.why or "").startswith(why or "") and judged.best == (1 if why is None else None)
 
 
 def test_rows_of_other_data_still_let_answers_be_compared(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from factory import compose, groups
 from factory.execute.report import as_json, blank
 from factory.plan import Plan, read_plan, to_yaml
 from factory.refusal import UserError, refuse
-from factory.run import chain, sweep
+from factory.run import chain, sweep, swept
 from factory.run.folder import RunFolder, unwritable
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs
@@ -323,6 +323,22 @@ def test_a_run_that_was_over_when_it_was_asked_to_stop_is_kept(line: Line) -> No
     assert resumed(later) == 0 and later.done == ["run three"]
 
 
+def test_a_finished_run_is_kept_where_it_would_be_refused_by_now(line: Line) -> None:
+    text = "shared: [tracking=none]\nruns:\n  one: [seed=1]\n  two: [seed=2]\n"
+    assert chained(line(text), Runs(two=1)) == 1
+    later = Runs(refused="seed=1")
+    assert resumed(later) == 0 and later.done == ["go on two"]
+    assert {name: outcome.code for name, outcome in SweepFolder(FOLDER).ended().items()} == {"one": 0, "two": 0}
+
+
+def test_a_recipe_writes_no_secret(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that nobody waits for either, whose refusal would stop no other."""
+    runs = Runs()
+    with pytest.raises(UserError, match=r"\[secret-in-settings\]"):
+        chained(line(THREE, "runs.three.tracking.uri=https://me:hunter2@host"), runs)
+    assert runs.done == [] and not Path(FOLDER).exists()
+
+
 def test_a_disk_that_a_run_filled_ends_the_recipe_with_what_there_is(
     line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,7 +347,7 @@ def test_a_disk_that_a_run_filled_ends_the_recipe_with_what_there_is(
     def full(path: Path, _line: Any) -> None:
         raise unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    monkeypatch.setattr(chain, "append", full)
+    monkeypatch.setattr(swept, "append", full)
     runs = Runs()
     assert chained(line(THREE), runs) == 1
     said = capsys.readouterr()

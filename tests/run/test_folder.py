@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from factory.refusal import UserError
+from factory.run import folder
 from factory.run.folder import MANIFEST, RunFolder, at_step
 
 
@@ -52,3 +53,12 @@ def test_a_checkpoint_whose_best_is_lost_is_passed_over(tmp_path: Path) -> None:
     for path in (thirty, forty):
         (path / "state.json").write_text("")
     assert folder.onward(told.append, best=True) is None  # nothing sound is given up
+
+
+def test_a_run_that_is_removed_while_runs_are_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "plan.yaml").touch()
+    monkeypatch.setattr(folder, "runs_in", lambda: [tmp_path / "there", tmp_path / "gone"])
+    assert folder.runs_here()[-1] == tmp_path / "there"

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import side_by_side
+from forbidden import forbid
 
 from factory import compose
 from factory.compare.found import of_folder
@@ -24,10 +26,11 @@ from factory.plan import Plan, Span, read_plan, to_yaml
 from factory.refusal import UserError, refuse
 from factory.run import jobs
 from factory.run import sweep as sweeps
+from factory.run import swept as noting
 from factory.run.folder import RunFolder, unwritable
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, sweep
-from factory.run.swept import SweepFolder
+from factory.run.swept import Record, SweepFolder
 from factory.schema import Sweep
 from factory.verbs import train
 from factory.words import program
@@ -160,6 +163,95 @@ def test_a_failed_job_stops_no_other_and_is_tried_again(swept: Swept) -> None:
     assert second.done == ["go on 0"]
 
 
+class NoMore(Runs):
+    """Of a machine on which no job fits any more."""
+
+    def _compile(self, composed: compose.Composed) -> Plan:
+        raise refuse("galore-rank", "method.rank=9", "it is too much")
+
+
+def test_a_finished_job_is_kept_where_it_would_be_refused_by_now(
+    swept: Swept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what an older version noted of it then is put right."""
+    assert swept(Runs(), RANKS[:2]) == 0
+    capsys.readouterr()
+    again = NoMore()
+    assert swept(again, RANKS[:2], resume=True) == 0
+    assert again.done == [] and [run.status for run in of_folder(Path(FOLDER))] == ["finished"] * 2
+    told = capsys.readouterr().out
+    assert "2 finished before" in told and "refused" not in told
+    assert all(job.digest and not job.refused for job in recorded(FOLDER).jobs)
+    with SweepFolder(FOLDER).outcomes.open("a") as file:
+        file.write('{"job": "0", "code": 2, "overrides": []}\n')
+    assert of_folder(Path(FOLDER))[0].status == "refused"
+    assert swept(NoMore(), RANKS[:2], resume=True) == 0
+    assert [run.status for run in of_folder(Path(FOLDER))] == ["finished"] * 2
+    RunFolder(f"{FOLDER}/1").plan.write_text("digest: other\n")  # of a version that this one cannot read
+    assert swept(NoMore(), RANKS[:2], resume=True) == 0
+
+
+def recorded(folder: str) -> Record:
+    record = SweepFolder(folder).read()
+    assert record is not None
+    return record
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_job_that_was_continued_by_itself_has_ended_so(known: bool, swept: Swept) -> None:
+    assert swept(Runs(job1=1), RANKS[:2], known=known) == 1
+    run = RunFolder(f"{FOLDER}/1")
+    Runs().verbs.go_on(run)  # as `factory resume` does
+    later = time.time() + 5
+    os.utime(run.report, (later, later))
+    sweep = SweepFolder(FOLDER)
+    assert sweep.is_done() and [each.status for each in of_folder(sweep.path)] == ["finished"] * 2
+    again = Runs()
+    assert swept(again, RANKS[:2], known=known, resume=True) == 0 and again.done == []
+    lines = [json.loads(text) for text in sweep.outcomes.read_text().splitlines()]
+    untimed = ({name: line[name] for name in line if name != "time"} for line in lines if line["code"])
+    sweep.outcomes.write_text("".join(f"{json.dumps(line)}\n" for line in untimed))  # of an older version
+    assert not sweep.is_done()
+    assert swept(Runs(), RANKS[:2], known=known, resume=True) == 0 and sweep.is_done()
+
+
+SECRET = "tracking.uri=https://me:hunter2@host"
+
+
+@pytest.mark.parametrize(
+    "words", [[SECRET, "seed=1,2"], [SECRET, "seed=1,2", "stage.rnk=1"], ["tracking.uri=a,https://me:hunter2@host"]]
+)
+def test_a_sweep_writes_no_secret(words: list[str], command: Callable[..., Any], here: Path) -> None:
+    said = command("-m", "hardware=cpu", *words)
+    assert said.code == 2 and "secret-in-settings" in said.rules
+    assert "hunter2" not in said.out + said.err and not list(here.iterdir())
+
+
+def test_a_secret_that_a_sweeper_may_choose_is_written_nowhere(swept: Swept) -> None:
+    with pytest.raises(UserError, match=r"\[secret-in-settings\] tracking.uri=https://\[redacted\]@host"):
+        swept(Runs(), [SECRET], known=False)
+    assert not Path(FOLDER).exists()
+
+
+def test_a_sweep_that_is_continued_still_takes_what_was_run(swept: Swept) -> None:
+    assert swept(Runs(job0=130), [*RANKS[:2], RANKS[1]], reuse=True) == 130
+    again = Runs()
+    assert swept(again, [*RANKS[:2], RANKS[1]], resume=True) == 0
+    assert again.done == ["go on 0", "run 1"] and SweepFolder(FOLDER).ended()["2"].reused == f"{FOLDER}/1"
+    tree = json.loads(SweepFolder(FOLDER).record.read_text())
+    del tree["reuse"]
+    SweepFolder(FOLDER).record.write_text(json.dumps(tree))
+    assert recorded(FOLDER).reuse is False  # a sweep of an older version
+
+
+def test_a_plan_that_may_not_be_read_or_is_gone_is_passed_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, shut = (side_by_side.run(here / "outputs" / "day" / name, RANKS[0]) for name in ("good", "shut"))
+    forbid(shut / "plan.yaml", monkeypatch)
+    asked = jobs.compiled(composed(RANKS[:1], "swept"), "swept", compiled)
+    (job,) = jobs.reusing(asked, SweepFolder("swept"))
+    assert job.reused == str(good.relative_to(here))
+
+
 def test_a_sweep_that_was_another_is_not_continued(swept: Swept) -> None:
     assert swept(Runs(job1=1), RANKS[:2]) == 1
     runs = Runs()
@@ -284,7 +376,7 @@ def test_a_disk_that_a_job_filled_ends_the_sweep_with_what_there_is(
     def full(path: Path, _line: Any) -> None:
         raise unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    monkeypatch.setattr(sweeps, "append", full)
+    monkeypatch.setattr(noting, "append", full)
     runs = Runs()
     assert swept(runs, RANKS[:2]) == 1
     said = capsys.readouterr()
