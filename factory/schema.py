@@ -183,7 +183,8 @@ class Stage:
     early_stopping_threshold: float = key("an improvement is a metric better by more than this", low=0)
     on_bad_update: Literal["stop", "skip", "warn"] = key(
         "an update whose loss or gradient is not finite, or a spike: stop before it moves a weight, skip it (counted), "
-        "or warn and apply it (one that is not finite is skipped all the same)"
+        "or warn and apply it (one that is not finite is skipped all the same). What overflows in float16 is left out "
+        "and counted apart, up to 32 in a row"
     )
     spike_factor: float | None = key(
         "a loss above so many times its running mean is a spike, after 10 updates; null: none is", above=1

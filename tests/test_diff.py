@@ -78,6 +78,22 @@ def test_another_lm_eval_may_change_a_plan_that_asks_its_tasks(made: Made) -> No
         assert [each.key for each in diff.among([plan, other]).versions] == versions
 
 
+@pytest.mark.parametrize(
+    ("reward", "versions"),
+    [
+        ("trl:think_format_reward", ["packages.trl"]),
+        ("trl:accuracy_reward", ["packages.math-verify", "packages.trl"]),
+        ("http://127.0.0.1:9/", []),
+    ],
+)
+def test_another_trl_may_change_a_plan_whose_reward_it_has(reward: str, versions: list[str], made: Made) -> None:
+    plan = made()
+    train = replace(plan.steps.train, own={"reward": reward})
+    plan = replace(plan, steps=replace(plan.steps, train=train))
+    other = replace(plan, packages={**plan.packages, "trl": "0.0.1", "math-verify": "0.0.1"})
+    assert sorted(each.key for each in diff.differences(plan, other).versions) == versions
+
+
 def test_what_only_one_has_is_absent_in_the_other(made: Made) -> None:
     found = diff.differences(made("method=full"), made("method=lora"))
     values = {each.key: (each.one, each.other) for each in found.decisive}

@@ -10,7 +10,7 @@ from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
 from factory.attention import BLOCKS, NATIVE
-from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, writing
+from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, watching, writing
 from factory.compile.data import ignored, measured_whole, mended, undivided
 from factory.compile.estimate import Sizes, estimate
 from factory.compile.rule import Case
@@ -133,6 +133,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         *_of_stage(case),
         *bases.notes(case),
         *ranks.notes(case),
+        *watching.notes(case),
         *_licences(case),
     ]
     setting, moved = offloaded(_tuned(case, steps))

@@ -50,6 +50,15 @@ def _skips_unread(case: Case) -> str | None:
     return "nothing is skipped" if unread else None
 
 
+def notes(case: Case) -> list[str]:
+    """What the plan says where a model of an earlier step than the last may be saved, which is not what it becomes."""
+    stage, at_end = case.settings.stage, registry.hook(case.method_spec, "at_end")
+    keys = ("early_stopping_patience", "load_best_model_at_end")
+    asked = [f"stage.{key}" for key in keys if getattr(stage, key)]
+    told = at_end(case.settings.method) if at_end and asked and case.settings.verb == "train" else None
+    return [f"{', '.join(asked)}: a model of an earlier step may be saved; {told}"] if told else []
+
+
 RULES = (
     Rule("eval-unmeasured", _unmeasured),
     Rule("best-unevaluated", _unevaluated),

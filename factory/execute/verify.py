@@ -12,6 +12,7 @@ from factory.look.model import fingerprint_now, look_at_adapter
 from factory.look.reward import look_at_saved_reward
 from factory.plan import Plan
 from factory.refusal import UserError, refusal, refuse
+from factory.rewards import spec as rewards
 
 
 def verify(plan: Plan) -> None:
@@ -117,5 +118,9 @@ _MATTER = set(PACKAGES) - {
 
 
 def matter(plan: Plan) -> set[str]:
-    """Those whose version can change what this plan gives: of one that asks lm-eval's tasks that library's too."""
-    return _MATTER | ({"lm-eval"} if plan.steps.evaluate.harness is not None else set())
+    """Those whose version can change what this plan gives: also that of lm-eval, and of what a reward of TRL's calls,
+    where it asks for them.
+    """
+    reward = rewards.named(plan.steps.train.own.get("reward") or "")
+    judges = rewards.TRL.get(reward.name, ()) if reward is not None and reward.kind == "trl" else ()
+    return _MATTER | {*judges, *(() if plan.steps.evaluate.harness is None else ("lm-eval",))}

@@ -48,8 +48,8 @@ class Shared(Engine):
                 total, metrics = self.root(partial(self._terms, batch))
                 loss = total / units
                 slope = loss * (self._world.size if counted else 0)
-                if last and (penalty := self._penalty()) is not None:
-                    slope = slope + penalty
+            if last and (penalty := self._penalty()) is not None:  # in full precision, as one process has it
+                slope = slope + penalty
             self._backward(self._scaler.scale(slope), last=last)
         return loss.detach(), metrics
 

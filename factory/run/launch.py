@@ -376,7 +376,10 @@ def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], scre
         return INTERRUPTED
     screen.print(report["error"], style="red", soft_wrap=True)
     if folder.checkpoint() is not None:
-        screen.print(f"The last whole checkpoint is kept. To continue: {again}", soft_wrap=True)
+        # as it is it would meet the bad update again that it was stopped by: the error says how to go on
+        bad = report.get("bad_updates", {}).get("first", [])
+        onward = "" if any(each["action"] == "stopped" for each in bad) else f" To continue: {again}"
+        screen.print(f"The last whole checkpoint is kept.{onward}", soft_wrap=True)
     elif _last_step(folder) == "train":
         screen.print(_unsaved(folder, "No checkpoint was saved"))
     return FAILED

@@ -62,6 +62,8 @@ def _training(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{rate(train['tokens_per_second'] or 0)} tokens/s; "
             f"loss {_decimals(train['first_loss'])} -> {_decimals(train['final_loss'])}",
         )
+    if overflows := train.get("overflows"):
+        yield "", f"{counted(overflows, 'update')} overflowed in float16 and moved nothing"
     if told := _estimates(report.get("estimate", {}), train):
         yield "estimate", told
     if best := train.get("best"):

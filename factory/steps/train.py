@@ -129,6 +129,7 @@ def train(
     model.train()
     clock, logged = time.monotonic() - state.seconds, (state.seconds, state.tokens)
     _steps(Loop(run, model, engine, dataset, reference, reward, state, total, clock, logged))
+    state.losses.check(run)
     engine.finish()
     if plan.load_best_model_at_end and state.best.step not in (None, state.step):
         best = checkpoint.of_step(run.folder, state.best.step)
@@ -383,6 +384,7 @@ def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
         "first_loss": state.first_loss,
         "final_loss": state.last_loss,
         "seconds_to_first_step": round(state.seconds_to_first_step or 0, 3),
+        **({"overflows": state.losses.overflows} if state.losses.overflows else {}),
         **_measured(run, state),
     }
 

@@ -7,15 +7,20 @@ from typing import Any
 from factory.data import batches, stream
 from factory.data.dataset import Dataset as Rows
 from factory.execute.context import Run
-from factory.plan import Train
+from factory.line import again, setting
+from factory.plan import Plan, Train
+from factory.ranks.spec import ZERO
 from factory.refusal import refuse
+from factory.run.folder import RunFolder
 from factory.steps.engine import Engine
 from factory.steps.pack import Dataset
+from factory.words import counted
 
 _ALIVE_WITHIN = 2  # optimizer updates: a LoRA A has no gradient until its B has moved
 _DECAY = 0.9  # of the running mean, which so is of about the last ten losses
 _SETTLED = 10  # updates before the mean says anything (schema: stage.spike_factor)
 _TOLD = 20  # bad updates that the report names; all are counted
+_HALVINGS = 32  # of float16's loss scale in a row, from 2^16: what overflows still is no number
 _SHOWN = 12  # rows that a message names; the report has them all
 
 
@@ -28,19 +33,27 @@ class Losses:
     in_a_row: int = 0  # skipped ones, up to now
     bad: int = 0
     skipped: int = 0
+    overflows: int = 0  # in float16: updates that the scaler left out, which are no bad ones
+    overflowing: int = 0  # of these in a row, up to now
     told: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, loss: float) -> None:
+    def add(self, loss: float, norm: float = 0.0) -> None:
+        """Of an update that is applied, unless the scaler leaves it out."""
+        overflowed = int(not isfinite(norm))
+        self.overflows, self.overflowing = self.overflows + overflowed, (self.overflowing + 1) * overflowed
         self.mean = loss if self.updates == 0 else _DECAY * self.mean + (1 - _DECAY) * loss
         self.updates, self.in_a_row = self.updates + 1, 0
 
     def wrong(self, plan: Train, loss: float, norm: float, *, skips_overflows: bool) -> tuple[str, str] | None:
         """The refusal's id and what is wrong with an update; None where it is a good one.
 
-        With float16 a gradient may overflow now and then: the scaler skips that step and lowers its scale.
+        With float16 a gradient may overflow now and then: the scaler skips that step and lowers its scale. Of one that
+        overflows whatever the scale it would do so without end.
         """
-        if not isfinite(loss) or not (isfinite(norm) or skips_overflows):
-            return "not-finite", f"the loss is {loss:.6g}, the gradient's norm {norm:.6g}"
+        endless = self.overflowing >= _HALVINGS
+        if not isfinite(loss) or not (isfinite(norm) or (skips_overflows and not endless)):
+            as_before = f", as in the {self.overflowing} updates before" if endless else ""
+            return "not-finite", f"the loss is {loss:.6g}, the gradient's norm {norm:.6g}{as_before}"
         # also where losses are negative: so many times as far up as the mean is from 0
         factor = plan.spike_factor
         if factor is not None and self.updates >= _SETTLED and loss - self.mean > (factor - 1) * abs(self.mean):
@@ -53,6 +66,13 @@ class Losses:
         """The report's `bad_updates`."""
         return {"count": self.bad, "skipped": self.skipped, "first": self.told}
 
+    def check(self, run: Run) -> None:
+        """When training is over: red where updates were tried and none moved a weight, for then nothing was trained."""
+        if self.updates + self.skipped and self.updates == self.overflows:
+            detail = f"none of {counted(self.updates + self.skipped, 'update')} was applied"
+            detail += f": {self.overflows} overflowed in float16, {self.skipped} were skipped"
+            run.check("gradients_alive", False, detail)
+
 
 def to_be_skipped(
     run: Run, losses: Losses, dataset: Dataset, step: int, update: batches.Step, loss: float, norm: float, *, fp16: bool
@@ -64,7 +84,7 @@ def to_be_skipped(
     plan = run.plan.steps.train
     found = losses.wrong(plan, loss, norm, skips_overflows=fp16)
     if found is None:
-        losses.add(loss)
+        losses.add(loss, norm)
         return False
     (rule, wrong), by_rank = found, run.world.gathered(rows_of(dataset, update))
     rows = list(dict.fromkeys(row for own in by_rank for row in own))
@@ -85,10 +105,11 @@ def to_be_skipped(
     if action == "stopped":
         run.emit("bad_update", text=f"step {step}: {wrong}", **said)
         too_late = run.plan.steps.attach.settings.get("layerwise")
-        raise refuse("layerwise-bad-update" if too_late else rule, f"step={step}", wrong)
+        rule = "layerwise-bad-update" if too_late else rule
+        raise refuse(rule, f"step={step}", wrong, onward=_onward(run.plan, run.folder))
     run.emit("bad_update", text=f"step {step}: {wrong}; the update is {action}", **said)
     if not skips:
-        losses.add(loss)
+        losses.add(loss, norm)
         return False
     losses.skipped, losses.in_a_row = losses.skipped + 1, losses.in_a_row + 1
     run.bad_updates = losses.summary()
@@ -96,6 +117,16 @@ def to_be_skipped(
         wrong = f"{losses.in_a_row} updates in a row were skipped up to step {step}; of the last, {wrong}"
         raise refuse("skipped-in-a-row", f"stage.max_skipped_updates={plan.max_skipped_updates}", wrong)
     return True
+
+
+def _onward(plan: Plan, folder: RunFolder) -> str:
+    """How to train on without the update: the same run, begun anew or resumed as it is, would meet it again."""
+    if plan.steps.train.ranks.strategy in ZERO:  # rule bad-update-of-ranks
+        return "start a new run with hardware.strategy=ddp or fsdp and stage.on_bad_update=skip"
+    command = again(plan.verb, plan.overrides, plan.config_dirs)
+    continued = f"{setting('hydra.run.dir', folder.path)} stage.resume=auto stage.on_bad_update=skip"
+    where = "begin again" if folder.checkpoint() is None else "continue from the last checkpoint"
+    return f"leave this update out and {where}: {command} {continued}"
 
 
 def rows_of(dataset: Dataset, update: batches.Step) -> list[stream.Origin]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from factory.estimate.runtime import LIBRARY_PAGES
 from factory.execute import checkpoint
+from factory.execute.checks import CHECKS
 from factory.execute.report import ADVICE, comparable, memory_as_estimated, write_report
 from factory.run.folder import MANIFEST
 from factory.run.report_shown import report_panel
@@ -72,6 +73,15 @@ def test_a_pruned_adapter_is_read_as_it_was_saved(execute: Execute) -> None:
 
 def test_nothing_is_said_of_frozen_tensors_where_there_are_none(execute: Execute) -> None:
     assert "frozen_unchanged" not in execute(*SHORT, "method=full", "precision=fp32").run.checks
+
+
+def test_what_several_processes_do_not_prove_is_said(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("method=lora", "stage=dpo", "precision=fp32")
+    checks = execute(*SHORT, *words).run.checks
+    monkeypatch.setattr(proofs, "_alone", lambda run: False)
+    left = execute(*SHORT, *words, folder="shared").run.checks
+    said = {name for name, text in CHECKS.items() if "unless hardware.strategy is none" in text}
+    assert checks.keys() - left.keys() == said
 
 
 # --- planted faults

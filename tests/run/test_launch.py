@@ -179,6 +179,20 @@ def test_what_a_failure_leaves_is_said_of_the_run_that_failed(
     assert said[-1] == (told or error.splitlines()[-1])
 
 
+@pytest.mark.parametrize(("action", "resumed"), [("stopped", False), ("skipped", True)])
+def test_what_would_meet_a_bad_update_again_is_not_offered(
+    action: str, resumed: bool, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, folder = compiled("hardware=cpu", training=False), RunFolder(here)
+    saved = at_step(folder.checkpoints, 2)
+    saved.mkdir(parents=True)
+    (saved / MANIFEST).write_text('{"files": {}}')
+    report = {"status": "failed", "error": "[not-finite] …", "bad_updates": {"first": [{"action": action}]}}
+    launch._told(plan, folder, 1, report, Screen())
+    said = capsys.readouterr().out
+    assert "The last whole checkpoint is kept." in said and ("To continue" in said) == resumed
+
+
 @pytest.mark.parametrize(
     ("begun", "said"), [("train", "Stopping after this step, and saving ("), ("load", "Stopping (")]
 )

@@ -1,6 +1,7 @@
 """Bad updates: none moves a weight unless the user lets it, and each is told with the rows that it came from."""
 
 import json
+import shlex
 from collections.abc import Callable
 from math import inf, nan
 from pathlib import Path
@@ -21,7 +22,8 @@ from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 from factory.steps import train
-from factory.steps.watch import Losses
+from factory.steps.engine import Engine
+from factory.steps.watch import Losses, _onward
 
 Execute = Callable[..., Any]
 BAD = 3  # the step whose loss is bad
@@ -131,6 +133,17 @@ def test_float16_overflows_are_the_scalers(train_plan: Callable[..., Train]) -> 
     assert Losses().wrong(train_plan(), nan, inf, skips_overflows=True) is not None
 
 
+def test_what_overflows_whatever_the_scale_is_not_finite(train_plan: Callable[..., Train]) -> None:
+    losses, plan = Losses(), train_plan()
+    for _ in range(32):
+        assert losses.wrong(plan, 1.0, inf, skips_overflows=True) is None
+        losses.add(1.0, inf)
+    rule, wrong = losses.wrong(plan, 1.0, inf, skips_overflows=True) or ("", "")
+    assert rule == "not-finite" and "norm inf, as in the 32 updates before" in wrong
+    losses.add(1.0, 2.0)
+    assert losses.wrong(plan, 1.0, inf, skips_overflows=True) is None and losses.overflows == 32
+
+
 # --- what is done about it
 
 
@@ -155,6 +168,32 @@ def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) 
     import tiny
 
     assert all(answer in tiny.tokenizer().decode(ids) for answer, ids in zip(answers, texts, strict=True))
+
+
+def test_the_command_that_leaves_it_out_goes_on_in_the_same_folder(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new folder would train from the first step; and a resume as it was planned would meet the update again."""
+    with monkeypatch.context() as patched:
+        bend(patched, {BAD: nan})
+        with pytest.raises(UserError) as error:
+            execute(*RUN, "stage.on_bad_update=stop", folder="a run")
+    told = str(error.value).rpartition("leave this update out and continue from the last checkpoint: ")[2]
+    words = shlex.split(told)
+    words = words[words.index("train") + 1 :]
+    assert words[-3:] == ["hydra.run.dir=a run", "stage.resume=auto", "stage.on_bad_update=skip"]
+    plan, there = compiled(*words), RunFolder("a run")
+    assert plan.digest() == there.plan_digest() and plan.steps.train.on_bad_update == "skip"
+    there.path.rename("moved")
+    assert "begin again: " in _onward(plan, there)
+
+
+def test_deepspeed_which_leaves_nothing_out_is_not_told_to() -> None:
+    shared = ("model=llama2_7b", "hardware=cpu", "hardware.num_processes=2")
+    told = _onward(compiled(*shared, "hardware.strategy=zero2", training=False), RunFolder("run"))
+    assert told == "start a new run with hardware.strategy=ddp or fsdp and stage.on_bad_update=skip"
+    for strategy in ("ddp", "fsdp"):
+        compiled(*shared, f"hardware.strategy={strategy}", "stage.on_bad_update=skip", training=False)
 
 
 LAYERWISE = "method.layerwise=true stage.max_grad_norm=null"
@@ -238,6 +277,54 @@ def test_so_many_skips_in_a_row_stop_the_run(execute: Execute, monkeypatch: pyte
     bend(monkeypatch, {2: nan, 3: nan})
     with pytest.raises(UserError, match=r"\[skipped-in-a-row\].*2 updates in a row were skipped up to step 3"):
         execute(*RUN, *skipping)
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
+    """A scaler as of float16, and gradients that overflow in these updates (from 1)."""
+    original, stage, seen = Engine.__init__, registry.run("stages", "sft"), list[int]()
+    plain = stage.loss
+
+    def made(self: Engine, *values: Any) -> None:
+        original(self, *values)
+        self.skips_overflows, self._scaler = True, torch.amp.GradScaler("cpu")
+
+    def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Any:
+        found = plain(model, batch, own)
+        if model.training:
+            seen.append(1)
+            if len(seen) in updates:
+                found.total.register_hook(lambda gradient: gradient * inf)
+        return found
+
+    monkeypatch.setattr(Engine, "__init__", made)
+    monkeypatch.setattr(stage, "loss", loss)
+
+
+def test_what_overflows_in_float16_is_counted(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many at the start of a run as the scaler needs: none is a bad update."""
+    overflowing(monkeypatch, {1, 2})
+    done = execute(*RUN)
+    assert done.result["train"]["overflows"] == 2 and done.run.bad_updates is None
+    assert done.run.checks["gradients_alive"]["passed"]
+    assert same(tensors(1), tensors(2)) and not same(tensors(2), tensors(3))
+    write_report(done.run, "finished", done.result, None)
+    Screen().print(launch.report_panel(json.loads(done.run.folder.report.read_text()), Path("run")))
+    assert "2 updates overflowed in float16 and moved nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("why", ["overflows", "skipped"])
+def test_a_run_that_applied_no_update_is_red(why: str, execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "overflows":
+        overflowing(monkeypatch, {1, 2, 3})
+        done = execute(*RUN, "stage.max_steps=3")
+        counts = "3 overflowed in float16, 0 were skipped"
+    else:
+        done = execute(*RUN, "stage.max_steps=3", "stage.spike_norm=1e-9", "stage.on_bad_update=skip")
+        counts = "0 overflowed in float16, 3 were skipped"
+    check = done.run.checks["gradients_alive"]
+    assert not check["passed"] and check["detail"] == f"none of 3 updates was applied: {counts}"
 
 
 def test_what_was_skipped_is_carried_over_a_resume(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:

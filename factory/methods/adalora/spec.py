@@ -96,6 +96,11 @@ def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:
     )
 
 
+def at_end(method: Settings) -> str | None:
+    ends = f"its adapters have method.rank={method.rank} only in the last steps"
+    return None if method.ranks else f"{ends}, and up to method.initial_rank={method.initial_rank} before"
+
+
 def _nothing_goes(case: Case) -> str | None:
     method = case.settings.method
     return f"method.rank={method.rank} is no less" if method.initial_rank <= method.rank else None

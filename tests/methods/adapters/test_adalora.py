@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from built import IDS, QUANTIZED, built, saved_pruned
-from conftest import refusals
+from conftest import compiled, refusals
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -128,6 +128,24 @@ def test_the_penalty_is_pefts(execute: Callable[..., Any]) -> None:
     free = execute(*PLAIN, "method.orthogonality=0", "stage.max_steps=3", folder="free")
     assert free.losses[0] == pytest.approx(done.losses[0], rel=1e-6) and free.losses[-1] != done.losses[-1]
     assert adalora.penalty(free.model, settings) > found
+
+
+def test_a_model_of_an_earlier_step_has_more_than_its_rank() -> None:
+    """The plan says so where such a one may be saved."""
+    adalora, every = ("model=llama2_7b", "method=adalora"), ("stage.eval_steps=10",)
+    early, best = "stage.early_stopping_patience=2", "stage.load_best_model_at_end=true"
+    said = "adapters have method.rank=8 only in the last steps, and up to method.initial_rank=12 before"
+
+    def notes(*words: str) -> list[str]:
+        return [note for note in compiled(*words, training=False).notes if said in note]
+
+    assert not notes(*adalora, *every) and not notes("model=llama2_7b", *every, early, best)
+    for asked, keys in (
+        ((early,), "stage.early_stopping_patience"),
+        ((best,), "stage.load_best_model_at_end"),
+        ((early, best), "stage.early_stopping_patience, stage.load_best_model_at_end"),
+    ):
+        assert [note.partition(":")[0] for note in notes(*adalora, *every, *asked)] == [keys]
 
 
 @pytest.mark.parametrize("count", [1, 2])
