@@ -30,6 +30,8 @@ def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train"
     )
     bad_keys |= {name_of(problem.setting) for problem in composed.problems}
     found = facts(chosen, bad_keys) if facts else look(chosen, bad_keys, training=training)
+    if composed.awaited is not None:
+        chosen, found = composed.awaited(chosen, found)
     made = compile(chosen, found, [*composed.problems, *problems], bad_keys, training=training)
     if isinstance(made, list):
         raise UserError(*made)

@@ -17,6 +17,8 @@ from factory.stages.rm.spec import SCORE
 from factory.tracking import from_mlflow
 
 _TEMPLATE = "chat_template.jinja"
+# keys of `model` that are of the weights that a run began with, and what they are for the whole weights that it saved
+BEFORE: dict[str, Any] = {"new_tokens": [], "pad_vocabulary_to": None, "revision": None}
 _PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
 
 

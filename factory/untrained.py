@@ -8,7 +8,7 @@ from typing import Any
 from factory import compose
 from factory.line import group_of, name_of, run_of
 from factory.refusal import refuse
-from factory.saved import Saved, merged, saved, scores
+from factory.saved import BEFORE, Saved, merged, saved, scores
 from factory.schema import Source
 from factory.typed import to_tree
 
@@ -60,9 +60,6 @@ def _method(method: dict[str, Any], found: Saved, own: tuple[str, ...]) -> dict[
     return method if said else {**method, "quantization": to_tree(found.quantization)}
 
 
-_BEFORE = {"new_tokens": [], "pad_vocabulary_to": None, "revision": None}  # of the weights that a run began with
-
-
 def _places(found: Saved, own: tuple[str, ...], *, base: bool) -> dict[str, Any]:
     """Keys of `model` that are what was saved, or of the run's base what it needs."""
     places = {name: value for name, value in (("path", found.path), ("adapter", found.adapter)) if value is not None}
@@ -70,7 +67,7 @@ def _places(found: Saved, own: tuple[str, ...], *, base: bool) -> dict[str, Any]
         places = {} if found.run else {"path": found.path}
     said = {name_of(text) for text in own}
     if found.run and not base and found.path is not None and not {"model", "model.path"} & said:
-        places |= {name: value for name, value in _BEFORE.items() if f"model.{name}" not in said}
+        places |= {name: value for name, value in BEFORE.items() if f"model.{name}" not in said}
     if found.template is not None and not {"model", "model.template"} & said:
         places["template"] = found.template
     positions = {

@@ -4,13 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from factory.extras import install
 from factory.groups import CONF, GROUPS, folders
 from factory.parsed import yaml_of
 from factory.refusal import Refusal, refusal, refuse
 from factory.typed import plain
+
+if TYPE_CHECKING:
+    from factory.facts import Facts
+    from factory.settings import Settings
 
 T = TypeVar("T")
 PLUGINS = {"hydra/launcher": ("joblib", "ray", "submitit"), "hydra/sweeper": ("optuna",)}  # with an extra of ours
@@ -30,6 +34,8 @@ class Composed:
     problems: tuple[Refusal, ...] = ()
     bad_groups: frozenset[str] = frozenset()  # whose option does not exist: left at its default
     run: str | None = None  # the folder of the run that `run=` names
+    # of a run of a recipe: what is planned from, with what the runs that it reads will leave
+    awaited: "Callable[[Settings, Facts], tuple[Settings, Facts]] | None" = None
 
 
 def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:

@@ -13,6 +13,7 @@ A spec has `Settings`, `RULES`, `trainable(method, arch)` and
 - `going_on(method, adapter)`, the settings with what a saved adapter's adapter_config.json says of its shapes,
 - `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it,
 - `ANY_ADAPTER` where a saved adapter is taken as it is, whichever method's,
+- `written(method)`, the settings that the saved adapter has, where it is saved as another than was trained,
 - `saved(method, arch)`, its tensors as PEFT saves them, where these are not those of `trainable` under other names,
 - `RANKS` where several processes cannot share a run in every way: `whole` where its optimizer reads whole gradients,
   which some strategies split, `alone` where it also chooses or draws by itself what it updates, and

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,21 @@ from factory.compile.bases import words
 from factory.compose import sweeps
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED
+from factory.facts import Facts
 from factory.line import again, name_of, spelt
 from factory.plan import Plan
 from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.run import jobs
+from factory.run.awaited import Awaited, as_model, as_reward
 from factory.run.folder import RunFolder, read_json
 from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, begun, beside, closed, noted, placed, recorded, refuse_secrets, worked_through
 from factory.run.swept import SweepFolder, code_of
-from factory.saved import positions
+from factory.saved import BEFORE, positions
 from factory.schema import Sweep
+from factory.settings import Settings
+from factory.typed import plain
 
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
@@ -34,20 +38,20 @@ _HELD = "method.quantization"
 _FOLDER, _APART = "hydra.run.dir", "each of several runs has a folder of its own"
 _READS = "${run:"  # how a value that reads a run starts
 _OWN = "runs."  # how an override for one run starts
-# keys that may read a run, and what stands in their place while that run has not ended
-_AHEAD: dict[str, tuple[str, ...]] = {
-    "model": (),
-    "stage.reward_model": ("stage.reward=trl:think_format_reward",),
-}
+_READERS = ("model", "stage.reward_model")  # keys that may read a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One run of the recipe. `reads` is {key: the run whose model it takes}, which `overrides` have not."""
+    """One run of the recipe. `reads` is {key: the run whose model it takes}, which `overrides` have not.
+
+    `own` are the keys that are set for it alone.
+    """
 
     name: str
     overrides: tuple[str, ...]
     reads: dict[str, str]
+    own: frozenset[str]
 
 
 def links(line: compose.CommandLine) -> list[Link]:
@@ -63,13 +67,13 @@ def links(line: compose.CommandLine) -> list[Link]:
     if problems := [*_misread(file, shared, runs), *_unusable(line, runs)]:
         raise UserError(*problems)
     given = [text for text in line.overrides if name_of(text) != "recipe" and not name_of(text).startswith(_OWN)]
-    return [_link(name, texts, [*shared, *texts, *given, *_of_one(line, name)]) for name, texts in runs.items()]
+    return [_link(name, shared, texts, given, _of_one(line, name)) for name, texts in runs.items()]
 
 
-def _link(name: str, texts: Sequence[str], every: Sequence[str]) -> Link:
+def _link(name: str, shared: Sequence[str], texts: Sequence[str], given: Sequence[str], own: Sequence[str]) -> Link:
     """The last override of a key wins; Hydra would refuse two options of one group."""
-    own = _last_of_each([text for text in every if not _READING.fullmatch(text)])
-    return Link(name=name, overrides=own, reads=_reads(texts))
+    every = _last_of_each([text for text in (*shared, *texts, *given, *own) if not _READING.fullmatch(text)])
+    return Link(name=name, overrides=every, reads=_reads(texts), own=frozenset(map(name_of, (*texts, *own))))
 
 
 def _last_of_each(texts: Sequence[str]) -> tuple[str, ...]:
@@ -117,9 +121,9 @@ def _misread(file: str, shared: Sequence[str], runs: Mapping[str, Sequence[str]]
             if found is None:
                 if _READS in text:
                     yield refusal("recipe-form", file, f"{text} of {name} is not KEY=${{run:NAME}}")
-            elif found[1] not in _AHEAD:
+            elif found[1] not in _READERS:
                 yield refusal(
-                    "recipe-form", file, f"{found[1]} of {name} cannot read a run, {' and '.join(_AHEAD)} can"
+                    "recipe-form", file, f"{found[1]} of {name} cannot read a run, {' and '.join(_READERS)} can"
                 )
             elif found[2] not in before:
                 hint = did_you_mean(found[2], before)
@@ -154,7 +158,7 @@ def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
     """Every run as far as it is known, nothing of it executed. Raises UserError for what is wrong with the recipe."""
     found = links(line)
     folder, _ = sweeps.sweep_folder(*_places(line, found))
-    return [_ahead(link, SweepFolder(folder), line.config_dirs, compile) for link in found]
+    return _listed(found, SweepFolder(folder), line.config_dirs, compile)
 
 
 def _places(line: compose.CommandLine, found: Sequence[Link]) -> tuple[compose.CommandLine, compose.Prepared]:
@@ -164,15 +168,43 @@ def _places(line: compose.CommandLine, found: Sequence[Link]) -> tuple[compose.C
     return bare, compose.prepared(bare)
 
 
-def _ahead(link: Link, folder: SweepFolder, config_dirs: tuple[str, ...], compile: Compile) -> Job:
-    """Its plan before what it reads is there, or why it is refused."""
-    stands = tuple(text for key in link.reads for text in _AHEAD[key])
+def _listed(found: Sequence[Link], folder: SweepFolder, config_dirs: tuple[str, ...], compile: Compile) -> list[Job]:
+    """Each run's plan before what it reads is there, or why it is refused."""
+    plans, listed = dict[str, Plan | None](), list[Job]()
+    for link in found:
+        listed.append(_ahead(link, plans, folder, config_dirs, compile))
+        plans[link.name] = listed[-1].plan
+    return listed
+
+
+def _ahead(
+    link: Link,
+    plans: Mapping[str, Plan | None],
+    folder: SweepFolder,
+    config_dirs: tuple[str, ...],
+    compile: Compile,
+) -> Job:
     made = Job(name=link.name, overrides=link.overrides, plan=None, after=tuple(dict.fromkeys(link.reads.values())))
+    reads = {key: Awaited(RunFolder(folder.path / name).model, plans[name]) for key, name in link.reads.items()}
+    # null says nothing; of a stage that has no such key it is refused
+    overrides = (*link.overrides, *("stage.reward_model=null" for key in reads if key == "stage.reward_model"))
     try:
-        plan = compile(_composed((*link.overrides, *stands), folder.path / link.name, config_dirs, None))
+        composed = _composed(overrides, folder.path / link.name, config_dirs, None)
+        plan = compile(replace(composed, overrides=link.overrides, awaited=_awaited(link, reads)))
     except UserError as error:
         return replace(made, refusals=error.refusals, fate="refuse")
     return replace(made, plan=plan)
+
+
+def _awaited(link: Link, reads: Mapping[str, Awaited]) -> Callable[[Settings, Facts], tuple[Settings, Facts]]:
+    def with_all(settings: Settings, facts: Facts) -> tuple[Settings, Facts]:
+        if (model := reads.get("model")) is not None:
+            settings, facts = as_model(model, link.own)(settings, facts)
+        if (reward := reads.get("stage.reward_model")) is not None:
+            settings, facts = as_reward(reward)(settings, facts)
+        return settings, facts
+
+    return with_all
 
 
 def _composed(
@@ -196,7 +228,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     name, common = sweeps.sweep_folder(*_places(line, found))
     folder = placed(name, line, asked)
     compile = beside(verbs.compile) if asked.resume else verbs.compile
-    listed = [_ahead(link, folder, line.config_dirs, compile) for link in found]
+    listed = _listed(found, folder, line.config_dirs, compile)
     refuse_secrets(line, listed)
     screen.print(jobs.Shown(listed))
     screen.print(jobs.summary(listed))
@@ -310,6 +342,7 @@ def _start(
 ) -> tuple[str, ...]:
     """Where the link's model is: the adapter that the run it reads has left, on that run's own base; or its weights.
 
+    Of weights what was said of those before them is not said again, unless for this link alone.
     What is evaluated is the model that was trained, on a base that is held as it was then. Positions that it was
     trained with stretched are not stretched once more.
     """
@@ -318,10 +351,12 @@ def _start(
         return ()
     plan, model = plans[read], _model_of(folder, read)
     assert plan is not None  # a run that is read and refused is never begun
+    anew = [f"model.{key}={plain(value)}" for key, value in BEFORE.items() if f"model.{key}" not in link.own]
     reach = tuple(f"model.{key}={value}" for key, value in positions(plan).items())
     if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
-        return (f"model.path={model}", *reach)
-    place = (*(text for text in places[read] if name_of(text) == "model.path"), f"model.adapter={model}", *reach)
+        return (f"model.path={model}", *anew, *reach)
+    base = tuple(text for text in places[read] if name_of(text) == "model.path")
+    place = (*base, *(anew if base else ()), f"model.adapter={model}", *reach)
     if plan.steps.quantize.bits is None or "method=none" not in link.overrides:
         return place
     asked = any(name_of(text).startswith(_HELD) for text in link.overrides)

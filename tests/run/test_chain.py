@@ -26,6 +26,7 @@ from factory.schema import Sweep
 from factory.verbs.train import of_recipe
 
 FOLDER = "multirun_sweeps/chained"
+BEFORE = ["model.new_tokens=[]", "model.pad_vocabulary_to=null", "model.revision=null"]
 THREE = """
 shared: [tracking=none]
 runs:
@@ -239,8 +240,34 @@ def test_the_weights_of_a_run_that_trains_them_are_read_as_a_model(line: Line) -
     models = {name: [text for text in texts if text.startswith("model.")] for name, texts in runs.asked.items()}
     assert models == {
         "one": ["model.path=base"],
-        "two": [f"model.path={FOLDER}/one/model"],
-        "three": [f"model.path={FOLDER}/one/model", f"model.adapter={FOLDER}/two/model"],
+        "two": [f"model.path={FOLDER}/one/model", *BEFORE],
+        "three": [f"model.path={FOLDER}/one/model", *BEFORE, f"model.adapter={FOLDER}/two/model"],
+    }
+
+
+def test_what_was_said_of_the_first_base_is_not_said_of_the_weights_that_come_of_it(line: Line) -> None:
+    """But where it is said of that run alone."""
+    text = """
+    shared: [tracking=none, model.revision=abc, 'model.new_tokens=[<a>]', model.pad_vocabulary_to=64]
+    runs:
+      one: [method=full]
+      two: [method=full, 'model=${run:one}', 'model.new_tokens=[<b>]']
+      three: [method=lora, 'model=${run:one}']
+      four: [method=lora, 'model=${run:three}']
+    """
+    runs, keys = Runs(), [text.partition("=")[0] for text in BEFORE]
+    assert chained(line(text, "runs.three.model.pad_vocabulary_to=8"), runs) == 0
+    found = {
+        name: {key: value for key, _, value in (text.partition("=") for text in texts) if key in keys}
+        for name, texts in runs.asked.items()
+    }
+    first = {"model.revision": "abc", "model.new_tokens": "[<a>]", "model.pad_vocabulary_to": "64"}
+    none = dict(text.split("=") for text in BEFORE)
+    assert found == {
+        "one": first,
+        "two": none | {"model.new_tokens": "[<b>]"},
+        "three": none | {"model.pad_vocabulary_to": "8"},
+        "four": none,
     }
 
 

@@ -1,10 +1,9 @@
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from factory import registry
 from factory.architecture import Architecture
-from factory.methods.lora.spec import Settings, scaling, starts_from_weights
+from factory.methods.lora.spec import Settings, scaling, starts_from_weights, written
 from factory.methods.lora.start import Pair, Started, initialize
 from factory.methods.lora.targets import Adapter, targets
 from factory.optimizers.run import plain
@@ -117,7 +116,7 @@ def export(model: Any, settings: Settings, folder: Path) -> None:
         weights[key] = torch.cat(both, dim=0 if ".lora_A." in key else 1).contiguous()
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config: Any = LoraConfig.from_pretrained(str(folder))
-    config.r, config.lora_alpha = 2 * config.r, config.lora_alpha * (sqrt(2) if settings.rslora else 2)
+    config.r, config.lora_alpha = written(settings).rank, written(settings).alpha
     config.save_pretrained(folder)
 
 

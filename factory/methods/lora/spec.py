@@ -1,6 +1,6 @@
 """A pair of low-rank matrices beside each linear layer (LoRA, Hu et al. 2022, equation 3), and what was made of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -46,6 +46,14 @@ def scaling(method: Settings) -> float:
 def starts_from_weights(method: Settings) -> bool:
     """Whether A and B take their start out of the weights, which keep the rest."""
     return method.initialization in _FROM_WEIGHTS
+
+
+def written(method: Settings) -> Settings:
+    """What the adapter is once it is saved: a start out of the weights is given back, as a second pair."""
+    if not starts_from_weights(method):
+        return method
+    alpha = method.alpha * (sqrt(2) if method.rslora else 2)
+    return replace(method, rank=2 * method.rank, alpha=alpha, initialization="kaiming", iterations=None)
 
 
 def trains_over(method: Settings, library: str, bits: int | None) -> bool:

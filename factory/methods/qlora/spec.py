@@ -11,6 +11,7 @@ saved = lora.saved
 starts_from_weights = lora.starts_from_weights
 trainable = lora.trainable
 trains_over = lora.trains_over
+written = lora.written
 
 
 def _not_quantized(case: Case) -> str | None:
