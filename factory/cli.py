@@ -152,7 +152,7 @@ def models(arguments: list[str]) -> int:
 
     line = compose.parse(arguments, takes_words=True)
     asked = line.overrides[-1].partition("=")[2] if line.overrides else "text"
-    for word in line.overrides:
+    for word in (*["-m"] * line.multirun, *line.hydra_flags, *line.overrides):
         if word not in ("models.format=json", "models.format=text"):
             raise refuse("models-key", word, "this verb reads models.format=text or json, and words")
     found = rows(line.words, line.config_dirs)

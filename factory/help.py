@@ -111,7 +111,8 @@ def _option(group: str, file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     tree = yaml_of(text.encode()) or {}
     package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
-    place = package[1].removeprefix("_global_") if package else group
+    of_runs = group == "recipe" and "runs" in tree  # whose keys are typed as they stand: runs.NAME.KEY
+    place = package[1].removeprefix("_global_") if package else "" if of_runs else group
     below = [each for each in tree.pop("defaults", []) if not str(each).startswith("_")]
     chosen = [f"{group}={each}" if isinstance(each, str) else _overridden(each) for each in below]
     values = [f"{key}={shown(value)}" for key, value in flat(tree, place)]

@@ -118,7 +118,7 @@ def option_meant(group: str, name: str, known: list[str]) -> str:
 
 
 def _option_meant(group: str, name: str, known: list[str]) -> str | None:
-    if group in _PATHS and Path(name).exists():
+    if group in _PATHS and os.path.exists(name):  # noqa: PTH110  as in `setting_meant`
         return _PATHS[group].format(name)
     if group in _HUB and HUB_ID.fullmatch(name):
         from factory.models import option_of
@@ -144,14 +144,15 @@ def _own_options(group: str, name: str) -> str | None:
     """A folder beside or under the working one that has this option: what --config-dir would name."""
     file = Path("recipes" if group == "recipe" else group, f"{name}.yaml")
     folders = (path for path in (Path(), *sorted(Path().glob("*/"))) if not path.name.startswith("."))
-    return next((str(folder) for folder in folders if (folder / file).is_file()), None)
+    return next((str(folder) for folder in folders if os.path.isfile(folder / file)), None)  # noqa: PTH113  as below
 
 
 def _rows_beside(name: str) -> str | None:
     """A file of rows in the working folder that has this name but for its type."""
     from factory.data.read import SUFFIXES
 
-    return next((str(file) for suffix in SUFFIXES if (file := Path(f"{name}{suffix}")).is_file()), None)
+    files = (f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((file for file in files if os.path.isfile(file)), None)  # noqa: PTH113  as below
 
 
 def not_a_setting(word: str, rest: list[str]) -> Refusal:
@@ -166,6 +167,6 @@ def not_a_setting(word: str, rest: list[str]) -> Refusal:
 def setting_meant(word: str, rest: list[str]) -> str | None:
     if word.partition(".")[0] in _groups() and rest and "=" not in rest[0]:
         return f"{word}={rest[0]}"
-    if os.path.isdir(word):  # noqa: PTH112  a word too long for a name is none
+    if os.path.isdir(word):  # noqa: PTH112  of a name that is too long, or in a closed folder, Path raises
         return f"run={word}"
     return _PATHS["data"].format(word) if os.path.isfile(word) else None  # noqa: PTH113

@@ -86,6 +86,7 @@ def test_an_option_is_explained_by_its_name_and_as_it_is_chosen() -> None:
     assert "data.sources.demo.path=" in help.explained("demo")
     assert {"compute=default", "evaluate=default"} <= set(help.explained("default").splitlines())
     assert "stage.max_steps=5" in help.explained("smoke")
+    assert "\n    runs.sft=" in help.explained("rlhf")
     assert help.explained("chatml").startswith("model.template=chatml\n")
     for group, option in OPTIONS:
         assert help.explained(f"{group}={option}").startswith(f"{group}={option}\n")

@@ -145,13 +145,15 @@ def _unusable(line: compose.CommandLine, runs: Mapping[str, Sequence[str]]) -> I
                 hint = did_you_mean(key.split(".")[1], runs)
                 yield refusal("recipe-run", text, "the recipe has no such run", hint=hint, known=", ".join(runs))
             elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in groups.GROUPS:
-                yield refusal("recipe-key", text, f"{name} takes it from the run {_reads(runs[name])[inner]}")
+                wrong = f"{name} takes it from the run {_reads(runs[name])[inner]}"
+                yield refusal("recipe-key", text, wrong, one="")
             elif inner == _FOLDER:
                 yield refusal("recipe-folder", text, _APART)
         elif key == _FOLDER:
             yield refusal("recipe-folder", text, _APART)
         elif key in own and key in _NAMING:
-            yield refusal("recipe-key", text, f"{own[key]} has {key} of its own")
+            wrong, one = f"{own[key]} has {key} of its own", f"set it for one run by runs.NAME.{key}, "
+            yield refusal("recipe-key", text, wrong, one=one)
 
 
 def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from factory import compose, settings
 from factory.compose import unread
 from factory.compose.calling import hydra_main
-from factory.line import group_of, name_of
+from factory.line import group_of, name_of, run_of, setting
 from factory.redact import redacted
 from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.run.folder import is_mlflow_id
 
 # the verbs that read a group of keys of their own
 OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
@@ -74,9 +75,19 @@ def not_read(line: compose.CommandLine, verb: str) -> Iterator[Refusal]:
         elif group == "sweep" and not line.multirun:
             yield refusal("sweep-without-multirun", text, "it is read by sweeps alone")
         elif name_of(text) == "run" and verb not in READ_RUNS:
-            yield refusal("run-unread", text, wrong, run=text.partition("=")[2] or "RUN")
+            yield refusal("run-unread", text, wrong, **_trained_on(run_of(text) or "RUN"))
         elif verb == "board" and group != "board":
             yield refusal("board-unread", name_of(text), wrong)
+
+
+def _trained_on(run: str) -> dict[str, str]:
+    """What fills the words of the rule `run-unread`: by its files what is named, a run's folder or a saved model's."""
+    for place, folder in ((run, "FOLDER"), (f"{run}/model", run)):
+        for key, file in (("model.adapter", "adapter_config.json"), ("model.path", "config.json")):
+            if os.path.isfile(f"{place}/{file}"):  # noqa: PTH113  of a name that is too long, Path raises
+                return {"model": setting(key, place), "folder": folder}
+    folder = "FOLDER" if is_mlflow_id(run) else run
+    return {"model": f"model.adapter={folder}/model (of whole weights model.path={folder}/model)", "folder": folder}
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:

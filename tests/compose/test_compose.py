@@ -1,5 +1,6 @@
 """The front door: what is not in the schema is refused wherever it comes from, all at once and in one shape."""
 
+import errno
 import os
 import re
 import shlex
@@ -146,6 +147,50 @@ def test_a_run_is_named_to_the_verbs_that_read_one(verb: str, command: Command) 
     assert (said.code, said.rules) == (2, ["run-unread"])
     assert "evaluate, chat, serve and export" in said.err and "factory resume outputs/a" in said.err
     assert "model.adapter=outputs/a/model" in said.err
+
+
+@pytest.mark.parametrize(
+    ("run", "file", "model", "folder"),
+    [
+        ("a", "a/model/adapter_config.json", "model.adapter=a/model;", "resume a`"),
+        ("a", "a/model/config.json", "model.path=a/model;", "resume a`"),
+        ("a/model", "a/model/adapter_config.json", "model.adapter=a/model;", "resume FOLDER`"),
+        ("saved", "saved/config.json", "model.path=saved;", "resume FOLDER`"),
+        ("0123456789abcdef" * 2, "a/model/config.json", "model.adapter=FOLDER/model (", "resume FOLDER`"),
+    ],
+)
+def test_what_is_advised_in_the_place_of_a_run_is_there(
+    run: str, file: str, model: str, folder: str, here: Path, command: Command
+) -> None:
+    (here / file).parent.mkdir(parents=True)
+    (here / file).write_text("{}")
+    said = " ".join(command("plan", f"run={run}").err.split())
+    assert "[run-unread]" in said and f"train on from its model, {model}" in said and folder in said
+
+
+@pytest.mark.parametrize("flag", [["-m"], ["--multirun"], ["--cfg", "job"], ["--info"]], ids=str)
+def test_models_refuses_what_it_does_not_read(flag: list[str], command: Command) -> None:
+    said = command("models", "qwen", *flag)
+    assert (said.code, said.rules, said.out) == (2, ["models-key"], "")
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.ENAMETOOLONG, "long")])
+def test_what_cannot_be_looked_at_is_none_that_was_meant(
+    error: OSError, here: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """A folder beside, as lost+found, or one of another user's that was named."""
+    (here / "closed").mkdir()
+    real = os.stat
+
+    def closed(path: Any, **more: Any) -> os.stat_result:
+        if "closed" in str(path) and str(path) != "closed":
+            raise error
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "stat", closed)
+    for word in ("model=llama3_8", "model=closed/llama", "data=demoo", "data=closed/rows"):
+        said = command("plan", word)
+        assert (said.code, said.rules) == (2, ["unknown-option"]), said.err
 
 
 def test_a_run_that_is_not_there_is_told_with_the_last_that_is(command: Command, here: Path) -> None:

@@ -101,6 +101,20 @@ def test_an_override_that_the_runs_cannot_have_is_refused(line: Line, override: 
     assert [found.rule for found in refused.value.refusals] == [rule]
 
 
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("runs.two.stage.reward_model=outputs/x", "leave it out, or write"),
+        ("stage=dpo", "leave it out, set it for one run by runs.NAME.stage, or write"),
+    ],
+)
+def test_what_is_advised_is_not_what_was_typed(line: Line, override: str, fix: str) -> None:
+    text = "runs: {one: [stage=rm], two: [stage=ppo, 'stage.reward_model=${run:one}']}"
+    with pytest.raises(UserError) as refused:
+        chain.links(line(text, override))
+    assert refused.value.refusals[0].fix.startswith(fix)
+
+
 def test_a_runs_name_may_be_a_number(line: Line, here: Path) -> None:
     """And YAML has a space before its colon."""
     text = "runs : {1: [seed=1], 2: ['model=${run:1}']}"
