@@ -178,10 +178,11 @@ class FolderFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFacts:
-    """The folder of an export: what is there now, and the free bytes of its disk (None: it cannot be written)."""
+    """The folder of an export: what is there now, and the free bytes beside it (None: nothing can be written there)."""
 
     there: Literal["nothing", "export", "file", "other"]
     free_bytes: int | None
+    mounted: bool = False  # a disk, whose own folder no other can take the place of
     calibration: bool | None = None  # whether export.calibration is a file; None: none is named
 
 

@@ -27,7 +27,8 @@ class Saved:
     """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
 
     `quantization` is how its base was held; None: nobody knows. `config_dirs` are those of its options that are there.
-    `template` is the one that it was trained with, where that was a file: which may be another by now, or gone.
+    `template` is the one that it was trained with, where that was a file, which may be another by now, or gone; or
+    where no run tells it. `revision` is that of its base on the hub, of an adapter whose run is gone.
     `sources` are the run's sets, by name, and `base` the files that it started from: with whole paths, as its overrides
     are relative to where it was started. `positions` are keys of `model` with what the saved one needs.
     """
@@ -42,6 +43,7 @@ class Saved:
     sources: Mapping[str, PlannedSource] = field(default_factory=dict)
     base: str | None = None
     positions: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
 
 
 def saved(run: str, tracking_uri: str | None) -> Saved:
@@ -68,11 +70,19 @@ def _saved(run: str, tracking_uri: str | None) -> Saved:
     if (model / "adapter_config.json").is_file():
         if of_run is not None:
             return Saved(None, str(model), overrides, of_run, held, **of_plan)
-        base = (read_json(model / "adapter_config.json") or {}).get("base_model_name_or_path")
+        said = read_json(model / "adapter_config.json") or {}
+        base, revision = said.get("base_model_name_or_path"), said.get("revision")
         if not base:
             raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
-        return Saved(str(base), str(model), (), quantization=own and own.quantization)
+        return Saved(
+            str(base),
+            str(model),
+            (),
+            quantization=own and own.quantization,
+            template=str(model / _TEMPLATE) if chats(model) else None,
+            revision=revision if isinstance(revision, str) and not Path(base).exists() else None,
+        )
     if (model / "config.json").is_file():
         return Saved(str(model), None, overrides, of_run, held, **of_plan)
     if plan:

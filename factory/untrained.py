@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import compose
+from factory.inference.asked import NOT_TAKEN
 from factory.line import group_of, name_of, run_of
 from factory.refusal import refuse
 from factory.saved import BEFORE, Saved, merged, saved, scores
@@ -70,6 +71,8 @@ def _places(found: Saved, own: tuple[str, ...], *, base: bool) -> dict[str, Any]
         places |= {name: value for name, value in BEFORE.items() if f"model.{name}" not in said}
     if found.template is not None and not {"model", "model.template"} & said:
         places["template"] = found.template
+    if found.revision is not None and not {"model", "model.path", "model.revision"} & said:
+        places["revision"] = found.revision
     positions = {
         name: value
         for name, value in found.positions.items()
@@ -152,6 +155,8 @@ def exported(line: compose.CommandLine) -> compose.Composed:
         group = group_of(text)
         if group not in _EXPORTING and not name_of(text).startswith("method.quantization."):
             raise refuse("export-key", text, "an export does not read it")
+        if name_of(text) in NOT_TAKEN:
+            raise refuse("export-key", text, "one process writes an export")
         if name_of(text) == "model.rope_scaling":
             raise refuse(
                 "export-key", text, "a run stretches positions, to its data.max_length, and its model has them so"
@@ -161,6 +166,8 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
     own = tuple(text for text in line.overrides if group_of(text) not in ("run", "model"))
     bare = compose.compose(replace(line, overrides=(*own, "method=none", f"stage={heads}", "precision=fp32")))
+    if several := _several(bare):
+        raise refuse("export-key", several, "it is of several processes, and one writes an export")
     tree = {
         **bare.tree,
         "model": {**place, "rope_scaling": "none"},  # the saved config has them
@@ -173,6 +180,13 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     options = {**bare.options, "model": composed.options["model"]}
     del options["data"]
     return replace(composed, tree=tree, options=options, overrides=line.overrides)
+
+
+def _several(bare: compose.Composed) -> str | None:
+    """The option of the hardware whose file says so, which is no key of the command line."""
+    asked = bare.tree["hardware"]
+    several = asked.get("num_processes") not in (1, "1") or asked.get("strategy") != "none"
+    return f"hardware={bare.options['hardware']}" if several else None
 
 
 def _of_model(found: Saved) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from factory.plan import VERSION, Plan, Verb, read_plan, to_yaml
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.saved import merged, saved
+from factory.steps.load import read_tokenizer
 from factory.untrained import exported, untrained
 from factory.verbs.use import to_write
 from factory.words import program
@@ -139,6 +140,31 @@ def test_a_saved_model_alone_will_do(execute: Execute) -> None:
         wanted = done.result["evaluate"]["perplexity"]
         assert perplexity(f"run={method}-model", *own) == pytest.approx(wanted, rel=1e-6)
         assert perplexity(f"run={method}/model") == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_adapter_alone_has_the_template_that_it_was_trained_with(execute: Execute) -> None:
+    """And not its base's; the user's own word comes first."""
+    done = execute("method=lora", *SHORT, "model.template=vicuna", "stage.max_steps=1")
+    shutil.copytree(done.run.folder.model, "alone")
+    alone = evaluated("run=alone", *HERE).plan
+    read = read_tokenizer(alone.steps.load.path, None, False, alone.steps.pack.template)
+    assert read.chat_template == templates.read("vicuna") != tiny.tokenizer().chat_template
+    assert evaluated("run=alone", "model.template=chatml", *HERE).plan.steps.pack.template == "chatml"
+    Path("alone/chat_template.jinja").unlink()
+    assert evaluated("run=alone", *HERE).plan.steps.pack.template == "auto"
+
+
+def test_an_adapter_alone_names_the_revision_of_its_base(here: Path, tiny_model: Path) -> None:
+    def found(base: str, *words: str) -> str | None:
+        said = {"peft_type": "LORA", "base_model_name_or_path": base, "revision": "v2"}
+        (here / "alone" / "adapter_config.json").write_text(json.dumps(said))
+        return exported(compose.parse(["run=alone", "export.dir=x", *words])).tree["model"]["revision"]
+
+    (here / "alone").mkdir()
+    save_file({"a.lora_A.weight": torch.zeros(2, 4)}, here / "alone" / "adapter_model.safetensors")
+    assert found("me/base") == "v2"
+    assert found("me/base", "model.revision=v3") == "v3"
+    assert found("me/base", "model.path=me/other") is found(str(tiny_model)) is None
 
 
 def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None:

@@ -1,5 +1,6 @@
 """Rules of an export, and what the plan says of it."""
 
+from pathlib import Path
 from typing import Any
 
 from factory import plan
@@ -9,6 +10,7 @@ from factory.compile.rule import Case, Rule
 from factory.export import spec
 from factory.extras import install
 from factory.hub import ID as HUB_ID
+from factory.line import setting
 from factory.own_base import FILE as OWN_BASE
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.stages.rm.spec import SCORE
@@ -128,8 +130,21 @@ def _not_ours(case: Case) -> str | None:
 
 def _unwritable(case: Case) -> str | None:
     found = case.facts.export
-    unwritable = found and found.free_bytes is None and found.there != "file"
-    return "its folder cannot be written" if unwritable else None
+    if found is None or found.there == "file":
+        return None
+    if found.mounted:
+        return "a disk is mounted there, and nothing can be renamed to it"
+    return "the folder that it lies in cannot be written" if found.free_bytes is None else None
+
+
+def _writing(case: Case) -> dict[str, str]:
+    asked, found = case.settings.export, case.facts.export
+    within = found is not None and found.mounted and asked.dir is not None
+    return {
+        "fix": f"name a folder within it: {setting('export.dir', Path(asked.dir or '') / 'mine')}"
+        if within
+        else "name a folder in one that you may write to"
+    }
 
 
 def _space(case: Case) -> str | None:
@@ -202,6 +217,8 @@ def _unread(case: Case) -> tuple[str, str] | None:
         # of a model that cannot be read nobody knows whether its adapter has a base to itself
         "check": (adapter and case.known and own_base(case) is None, "an adapter is written as it is"),
     }
+    if asked.quantization in spec.CALIBRATED:
+        unread["check"] = (True, f"what {asked.quantization} writes is not read anew")
     for name, (is_unread, why) in unread.items():
         if is_unread and case.asked(f"export.{name}"):
             return f"export.{name}", why
@@ -273,7 +290,7 @@ RULES = (
     Rule("export-dir", _dir),
     Rule("export-there", _there),
     Rule("export-not-ours", _not_ours),
-    Rule("export-unwritable", _unwritable),
+    Rule("export-unwritable", _unwritable, _writing),
     Rule("export-space", _space),
     Rule("export-no-adapter", _no_adapter),
     Rule("export-family", _family),

@@ -20,7 +20,7 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
     plan = made.exported
     from safetensors import SafetensorError
 
-    folder = Path(plan.dir).absolute()
+    folder = spec.place_of(plan.dir)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -64,7 +64,7 @@ def _mark(made: Plan, aside: Path) -> None:
 
 def forget_the_dead(folder: Path) -> None:
     """Removes what exports to this folder have left that were killed."""
-    folder = folder.absolute()
+    folder = spec.place_of(folder)
     for found in folder.parent.glob(f".{folder.name}.*"):
         pid = re.fullmatch(re.escape(f".{folder.name}.") + r"(\d+)(\.old)?", found.name)
         if pid is None or Path(f"/proc/{pid[1]}").exists():

@@ -3,6 +3,7 @@
 No torch here: what cannot be exported is refused before anything is loaded.
 """
 
+import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -99,6 +100,11 @@ def bytes_of(arch: Architecture, format: str, dtype: Dtype | None, quantization:
     if QUANTIZED[quantization].format == "gguf":  # embedding and head too
         return round((small * 8.5 + large * QUANTIZED[quantization].bits) / 8) + _BESIDE
     return small * BYTES[dtype] + round(large * QUANTIZED[quantization].bits / 8) + _BESIDE
+
+
+def place_of(folder: str | Path) -> Path:
+    """Where a folder's files lie, behind links: what is renamed into it must lie beside that, on the same disk."""
+    return Path(os.path.realpath(folder))
 
 
 def is_export(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from factory import groups, own, templates
 from factory.data import catalogue, hub
 from factory.evaluation import spec as evaluation
-from factory.export.spec import is_export
+from factory.export.spec import is_export, place_of
 from factory.facts import BenchmarkFacts, DataFacts, ExportFacts, Facts, FolderFacts, HarnessFacts
 from factory.look import machine
 from factory.look.benchmarks import look_at_benchmark
@@ -157,12 +157,13 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
 def look_at_export(settings: Settings) -> ExportFacts | None:
     if settings.verb != "export" or not settings.export.dir:
         return None
-    path = Path(settings.export.dir).absolute()
-    nearest = _nearest(path)
+    path = place_of(settings.export.dir)
+    nearest = _nearest(path.parent)  # it is written there, and renamed
     holds = path.is_dir() and any(path.iterdir())
     return ExportFacts(
         there="export" if is_export(path) else "file" if path.is_file() else "other" if holds else "nothing",
         free_bytes=shutil.disk_usage(nearest).free if _writable(nearest) else None,
+        mounted=os.path.ismount(path),
         calibration=Path(settings.export.calibration).is_file() if settings.export.calibration else None,
     )
 

@@ -43,7 +43,12 @@ def export(arguments: list[str]) -> int:
     """write run=FOLDER's model, or model=…, to export.dir for others: merged weights, an adapter, GGUF; to the hub"""
     if (line := parsed(arguments, "one model is exported at a time")) is None:
         return 0
-    return done_once(in_a_folder(line, exported(line)), "export")
+    return done_once(in_a_folder(line, _exported(line)), "export")
+
+
+def _exported(line: compose.CommandLine) -> compose.Composed:
+    refuse_unread(line, "export")
+    return exported(line)
 
 
 def chat(arguments: list[str]) -> int:
@@ -108,7 +113,7 @@ def _one_to_write(line: compose.CommandLine, verb: Verb) -> compose.Composed:
 _COMPOSED: dict[Verb, Callable[[compose.CommandLine], compose.Composed]] = {
     "train": lambda line: composed_of(line, "train"),
     "evaluate": _measured,
-    "export": exported,
+    "export": _exported,
     "chat": lambda line: _one_to_write(line, "chat"),
 }
 

@@ -116,6 +116,48 @@ def test_a_file_in_the_place_of_the_folder_is_told_as_one(here: Path, tiny_model
     assert (found.rule, found.wrong) == ("export-not-ours", "it is a file, and an export is a folder")
 
 
+def test_a_disks_own_folder_is_refused_and_one_within_it_is_not(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found after all the work, as nothing can be renamed to it; behind a link too."""
+    (here / "disk").mkdir()
+    (here / "link").symlink_to("disk")
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(here / "disk"))
+    for name in ("disk", "link"):
+        with pytest.raises(UserError) as error:
+            planned(f"model.path={tiny_model}", f"export.dir={name}")
+        (found,) = error.value.refusals
+        assert found.rule == "export-unwritable" and "mounted" in found.wrong
+        assert found.fix.endswith(f" export.dir={name}/mine")
+    planned(f"model.path={tiny_model}", "export.dir=link/mine")
+
+
+def test_a_folder_is_as_writable_as_the_one_that_it_lies_in(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "shut" / "out").mkdir(parents=True)
+    (here / "link").symlink_to("shut/out")
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != here / "shut" and access(path, mode))
+    for name in ("shut/out", "link"):
+        with pytest.raises(UserError, match="export-unwritable"):
+            planned(f"model.path={tiny_model}", f"export.dir={name}")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_written_behind(there: bool, here: Path, tiny_model: Path) -> None:
+    """It failed after all the work: a folder takes the place of none."""
+    (here / "large").mkdir()
+    if there:
+        (here / "large" / "out").mkdir()
+    (here / "link").symlink_to("large/out")
+    words = (f"model.path={tiny_model}", "export.dir=link", "export.check=false")
+    exported(*words)
+    assert (here / "link").is_symlink() and is_export(here / "large" / "out")
+    exported(*words, "export.overwrite=true")
+    assert (here / "link").is_symlink() and [path.name for path in (here / "large").iterdir()] == ["out"]
+
+
 def test_a_folder_that_may_not_be_entered_is_told(
     here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +184,10 @@ def test_each_rule_has_a_case() -> None:
         (("export.dir=x", "precision=fp32"), "export-key"),
         (("run=nowhere", "export.dir=x"), "run-model"),
         (("model.path=./gone", "export.dir=x", "export.format=adapter", "export.check=false"), "model-missing"),
+        (("export.dir=x", "hardware.num_processes=2", "hardware.strategy=ddp"), "export-key"),
+        (("export.dir=x", "hydra/launcher=joblib"), "launcher-without-multirun"),
+        (("export.dir=x", "hydra.job.chdir=true"), "hydra-unread"),
+        (("export.dir=x", "serve.port=1"), "key-of-another-verb"),
         (("-m", "export.dir=x,y"), "plan-of-a-sweep"),
         (("export.dri=x",), "unknown-key"),
         (("export.format=safetensors",), "bad-value"),
@@ -153,6 +199,26 @@ def test_wrong_words(words: tuple[str, ...], rule: str, command: Callable[..., A
     said = command("export", f"model.path={tiny_model}", *HERE, *words)
     assert said.code == 2 and rule in said.rules, said.err
     assert not list(Path().iterdir())
+
+
+def test_an_option_of_several_processes_is_refused(command: Callable[..., Any], tiny_model: Path, here: Path) -> None:
+    """Each of them would write the export."""
+    (here / "own" / "hardware").mkdir(parents=True)
+    (here / "own" / "hardware" / "two.yaml").write_text("defaults: [cpu]\nnum_processes: 2\nstrategy: ddp\n")
+    said = command("export", "--config-dir", "own", f"model.path={tiny_model}", "hardware=two", "export.dir=x")
+    assert said.rules == ["export-key"] and "hardware=two" in said.err
+
+
+@pytest.mark.parametrize("quantization", ["gptq", "awq"])
+def test_what_is_not_read_anew_takes_no_word_on_it(
+    quantization: str, tiny_model: Path, here: Path, machine: Callable[..., None]
+) -> None:
+    machine(packages=look.look_at_machine().packages | {"auto-round": "0.16"})
+    words = (f"model.path={tiny_model}", "export.dir=x", f"export.quantization={quantization}")
+    planned(*words)
+    for value in ("true", "false"):
+        with pytest.raises(UserError, match=r"\[export-unread\] export.check"):
+            planned(*words, f"export.check={value}")
 
 
 def test_its_keys_are_its_own(command: Callable[..., Any]) -> None:
