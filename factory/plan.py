@@ -135,6 +135,12 @@ class Align:
     streaming: bool
     shuffle_buffer: int
 
+    @property
+    def order(self) -> list[str]:
+        """The sources that rows to train are drawn of, where which of them comes first changes the draws; else none."""
+        drawn = [name for name in self.sources if name != self.validation]
+        return drawn if len(drawn) > 1 else []
+
     def told(self, name: str) -> str:
         """What is said of one of the sources, as `, held out whole`; empty where all of it is taken once."""
         source, held = self.sources[name], name == self.validation
@@ -461,6 +467,8 @@ class Plan:
             del steps["train"][name]
         for name in _RECOMPUTATION:
             del steps["patch"][name]
+        if self.steps.align.order:  # the digest sorts keys: of one source, or none, it stays what it was
+            steps["align"]["order"] = self.steps.align.order
         steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             if source["sha256"] is not None:  # else its name is all that tells it from another
@@ -543,7 +551,7 @@ CHANGED: dict[int, str] = {
     16: "the type that products of bfloat16 are computed in is planned",
     17: "of how many layers activations are recomputed is planned",
     18: "what is recomputed is no part of the digest: it decides no result",
-    19: "the digest covers which set of the hub is read, and files of rewards, metrics and an export's calibration",
+    19: "the digest covers which hub set is read, the order of sets, files of rewards, metrics and export.calibration",
 }
 
 

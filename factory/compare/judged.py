@@ -196,9 +196,13 @@ def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:
     """Rows of a set that is held out whole follow from it alone, and from the seed where that draws some of them."""
     assert run.plan is not None
     held, measured = run.plan.steps.align.validation, _measured(run.plan)
+    streaming = run.plan.steps.align.streaming
     drawn = any(source.max_samples is not None for source in measured.values())
 
     def decides(key: str) -> bool:
+        # ranks hold rows out, wherever they stand; of a stream its order does
+        if held is None and key == "align.order":
+            return streaming
         if held is None or not key.startswith(("align.", "seed")):
             return key not in _NO_MATTER
         return key.startswith(f"{_SOURCES}{held}.") or key == "align.validation" or (key == "seed" and drawn)

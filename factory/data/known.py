@@ -82,6 +82,7 @@ def _path(plan: Plan) -> Path | None:
     parts = [
         plan.seed,
         align,
+        steps.align.order,
         to_tree(steps.pack),
         steps.train.stage,
         [steps.load.source, steps.load.fingerprint, steps.load.revision, list(steps.patch.new_tokens)],

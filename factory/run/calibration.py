@@ -1,12 +1,12 @@
 """What runs reached on this machine: `outputs/.calibration.json`, which every finished run adds to, and plans read."""
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from factory import locks
 from factory.estimate import speed
 from factory.facts import Machine, Measured
 from factory.plan import Plan
@@ -54,7 +54,7 @@ def _of(run: Measured) -> tuple[str, str, str]:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     with path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        locks.lock(lock)
         yield
 
 

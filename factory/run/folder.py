@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from factory import locks
 from factory.parsed import json_of, yaml_of
 from factory.refusal import Refusal, UserError, refusal, refuse
 
@@ -145,11 +146,9 @@ class RunFolder:
             raise unwritable(self.path, error) from None
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.lock(lock, wait=False)  # of a file system without locks no other folder would have one
             except BlockingIOError:
                 raise refuse("folder-in-use", str(self.path), "another process is writing into it") from None
-            except OSError:  # a file system without locks: no other folder there would have one
-                pass
             yield lock.fileno()
 
 

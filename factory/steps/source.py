@@ -1,9 +1,6 @@
 """Where a plan's model files are: a folder, the hub, or a GGUF file that is converted once and cached."""
 
-import fcntl
 import hashlib
-import os
-import shutil
 import sys
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -33,7 +30,7 @@ def folder(run: Run) -> str:
     if plan.source not in _CONVERTED:
         return plan.path
     target = _converted(plan)
-    if not (target / "config.json").is_file():
+    if not _is_converted(target):
         run.emit("note", text="Converting the GGUF file once (about half a minute for the embedded model) …")
         _convert_once(Path(plan.path), target, plan.source)
     return str(target)
@@ -44,7 +41,7 @@ def tokenizer_folder(plan: Load) -> Iterator[str]:
     """Where the tokenizer is read, without converting any weight."""
     if plan.source not in _CONVERTED:
         yield plan.path
-    elif ((target := _converted(plan)) / "config.json").is_file():
+    elif _is_converted(target := _converted(plan)):
         yield str(target)
     else:
         with TemporaryDirectory() as made:
@@ -60,20 +57,14 @@ def _converted(plan: Load) -> Path:
     return cache.folder() / name
 
 
+def _is_converted(target: Path) -> bool:
+    return (target / "config.json").is_file()
+
+
 def _convert_once(gguf: Path, target: Path, source: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be converting the same file
-        if (target / "config.json").is_file():
-            return
-        for left in target.parent.glob(f".{target.name}.[0-9]*"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
+    with cache.making(target, _is_converted) as aside:
+        if aside is not None:
             _convert_apart(gguf, aside, source)
-            aside.rename(target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _convert_apart(gguf: Path, target: Path, source: str) -> None:

@@ -1,15 +1,15 @@
 """A run in MLflow: parameters, tags, data sets, metrics, and at the end report, figure, tables and model card."""
 
-import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
+from factory import locks
 from factory.execute.report import as_json
 from factory.plan import Plan
 from factory.redact import redacted, without_secrets
@@ -291,8 +291,7 @@ def _alone(uri: str) -> Iterator[None]:
         return
     folder = os.open(file.parent, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        locks.lock(folder)
         yield
     finally:
         os.close(folder)

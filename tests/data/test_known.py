@@ -58,6 +58,13 @@ def test_the_same_bytes_under_another_suffix_are_other_rows(model: tuple[str, ..
     assert known.exact(document) == document
 
 
+def test_the_same_sets_in_another_order_are_packed_otherwise(model: tuple[str, ...], here: Path) -> None:
+    one, other = (compiled(f"data=[{sets}]", *DATA[1:], *model) for sets in ("file,demo", "demo,file"))
+    known.remember(one, 40, 3000)
+    assert known.exact(one).estimate.steps == Range(low=60, high=60)
+    assert known.exact(other) == other
+
+
 def test_a_cache_that_cannot_be_written_is_no_loss(
     model: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -339,6 +340,40 @@ def test_two_at_once_make_it_once(tmp_path: Path, kept: Path, monkeypatch: pytes
         thread.join()
     assert len(found) == 3 and len(reading) == 1
     assert len([path for path in kept.iterdir() if path.is_dir()]) == 1
+
+
+def _without_locks(*_: Any) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_a_file_system_without_locks_holds_a_cache(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes meanwhile makes it too, and the first one's stays: it may be mapped by then."""
+    monkeypatch.setattr(fcntl, "flock", _without_locks)
+    source, found = written(tmp_path / "rows.jsonl", questions(50)), list[Prepared]()
+
+    def progress(done: int) -> None:
+        (aside,) = kept.glob(".*[!k]")
+        found.append(prepared(source))
+        assert aside.is_dir()
+
+    second = prepared(source, progress=progress)
+    (first,) = found
+    assert same(first, second) and first.folder == second.folder
+    assert [path.name for path in kept.iterdir() if path.suffix != ".lock"] == [first.folder.name]
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_a_killed_process_left_goes_where_it_is_known_to_be_dead(
+    locked: bool, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "rows.jsonl", questions(5))
+    folder = prepared(source).folder
+    (folder / "index.json").unlink()
+    (left := kept / f".{folder.name}.{os.getpid()}").mkdir()
+    if not locked:
+        monkeypatch.setattr(fcntl, "flock", _without_locks)
+    assert len(prepared(source)) == 5
+    assert left.exists() is not locked
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, kept: Path) -> None:

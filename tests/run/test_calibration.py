@@ -1,5 +1,7 @@
 """What runs add to the machine's calibration: whole or not at all, however many write, and a broken file is said."""
 
+import errno
+import fcntl
 import json
 import re
 import subprocess
@@ -41,6 +43,15 @@ def test_the_latest_of_each_kind_are_kept(here: Path) -> None:
     assert wrong is None
     assert [run.flops_per_second / 1e9 for run in found if run.kind == RUN.kind] == list(range(4, 12))
     assert other in found
+
+
+def test_a_file_system_without_locks_holds_a_calibration(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    calibration.add(RUN)
+    assert calibration.read() == ((RUN,), None)
 
 
 def test_writers_at_once_lose_nothing(here: Path) -> None:

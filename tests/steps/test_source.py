@@ -1,5 +1,7 @@
 """What the hub has of a model, looked at before any of it is read."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -126,6 +128,28 @@ def test_a_conversion_that_is_stopped_is_not_waited_for(tmp_path: Path, monkeypa
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [path.name for path in tmp_path.iterdir()] == [".a.lock"]
+
+
+def _quick(_gguf: Path, target: Path, _source: str) -> None:
+    (target / "config.json").write_text("{}")
+
+
+def test_a_file_system_without_locks_holds_conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands convert the file at once; the later one takes what the other has put there."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def slow(gguf: Path, target: Path, kind: str) -> None:
+        monkeypatch.setattr(source, "_convert_apart", _quick)
+        source._convert_once(gguf, tmp_path / "a", kind)
+        _quick(gguf, target, kind)
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    monkeypatch.setattr(source, "_convert_apart", slow)
+    source._convert_once(tmp_path / "a.gguf", tmp_path / "a", "gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.lock", "a"]
+    assert (tmp_path / "a" / "config.json").is_file()
 
 
 ENDLESS = """

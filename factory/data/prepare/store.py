@@ -1,6 +1,5 @@
 """Encoded rows in Arrow files that are mapped: written aside and renamed, so what is there is whole."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from factory import cache
 from factory.data.encoding import Tokens
 from factory.data.media.read import file_of
 from factory.data.mix import DIGEST_BYTES, Ranks
@@ -161,27 +161,13 @@ class Writer:
 
 @contextmanager
 def making(target: Path) -> Iterator[Path | None]:
-    """A folder beside `target`, which takes its place if all goes well; None where another process was sooner."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = (target.parent / f".{target.name}.lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_whole(target):
-            yield None
-            return
-        for left in target.parent.glob(f".{target.name}.[0-9]*"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        try:
+    """As `cache.making`; a damaged folder gives way."""
+    with cache.making(target, is_whole, writing) as aside:
+        yield aside
+        if aside is not None:
             with writing(target):
-                aside.mkdir()
-            yield aside
-            with writing(target):
-                shutil.rmtree(target, ignore_errors=True)
-                aside.rename(target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+                if target.exists() and not is_whole(target):
+                    shutil.rmtree(target, ignore_errors=True)
 
 
 @contextmanager
