@@ -102,7 +102,8 @@ class Data:
     names: tuple[str, ...] = key("the sets of a catalogue that data=llamafactory takes")
     sources: dict[str, Source] = key("the data sets, by name")
     mixing: Literal["concat", "interleave_under", "interleave_over"] = key(
-        "several sets: one after the other, or drawn by weight until the first (under) or the last (over) is used up"
+        "several sets: one after the other (streaming: drawn, all alike likely, until all are used up), or drawn by "
+        "weight until the first (under) or the last (over) is used up"
     )
     max_samples: int | None = key("use at most so many rows, drawn by seed", low=1)
     max_length: int | Auto = key("tokens per sequence; auto: 1024, or the model's context if shorter", low=8)

@@ -175,7 +175,7 @@ def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]
     seen = _walk(read.rows(path, mended=mended), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
     rows, exact = (seen.rows, True) if seen.whole else _count(sizes)
     return _Found(
-        path=str(path.resolve()),
+        path=str(_standing(path)),
         first=seen.first,
         showing=seen.showing,
         rows=rows,
@@ -188,6 +188,11 @@ def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]
         mended=mended.rows,
         files=_first_rows(files, path) if len(files) > 1 else {},
     )
+
+
+def _standing(path: Path) -> Path:
+    """Absolute. A link to a file stays: its own name says what kind it is, and images lie beside it."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
 def _first_rows(files: list[Path], folder: Path) -> dict[str, list[Row]]:

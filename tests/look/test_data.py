@@ -134,6 +134,15 @@ def test_a_large_table_says_itself_how_many_rows_it_has(here: Path, monkeypatch:
     assert facts.rows == pytest.approx(807, rel=0.05)
 
 
+def test_a_link_keeps_its_own_name(here: Path) -> None:
+    """What it leads to may have no suffix, as in the hub's cache, and images lie beside the link."""
+    (here / "blobs").mkdir()
+    (here / "blobs" / "0f3a").write_bytes(LINES)
+    (here / "rows.jsonl").symlink_to("blobs/0f3a")
+    found = look(path="rows.jsonl")
+    assert (found.path, found.rows) == (str(here.resolve() / "rows.jsonl"), 400)
+
+
 def test_images_and_tools_are_seen(here: Path) -> None:
     messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "That."}]
     parquet(here / "a.parquet", [{"messages": messages, "images": [{"bytes": b"\xff" * 5000, "path": None}]}])
