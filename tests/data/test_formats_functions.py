@@ -103,6 +103,23 @@ def test_a_result_is_whose_its_call_was() -> None:
     assert results == ({**RESULT, "name": "fb"}, {**RESULT, "name": "given"}, RESULT, RESULT)
 
 
+def test_results_are_in_the_order_of_their_calls() -> None:
+    """A template pairs them by that: London's weather was trained as the answer to Paris's call."""
+    calls = [{"id": name, "function": {"name": "weather", "arguments": {"of": name}}} for name in "abc"]
+    said = [{"role": "tool", "content": f"of {name}", "tool_call_id": name} for name in "cab"]
+    row = [USER, {"role": "assistant", "tool_calls": calls}, *said, GOOD]
+    results = align({"messages": row}, "messages", {}, {}).prompt[2:]
+    assert [result["content"] for result in results] == ["of a", "of b", "of c"]
+
+
+@pytest.mark.parametrize("key", ["args", "input"])
+def test_arguments_as_other_libraries_call_them(key: str) -> None:
+    """They were trained as calls without any."""
+    assert answered(tool_calls=[{"name": "f", key: {"a": 2}, "id": "x"}])["tool_calls"] == [
+        {"name": "f", "arguments": {"a": 2}}
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [("", ""), ({"a": "ä"}, '{"a": "ä"}'), ([1, 2], "[1, 2]"), (3, "3"), ([{"type": "text", "text": "x"}], "x")],

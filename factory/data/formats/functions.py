@@ -82,9 +82,13 @@ def _object(value: str) -> Any:
     return {"name": name, "arguments": quoted[2].replace("\\'", "'")}
 
 
+# OpenAI's, templates', LangChain's and Anthropic's
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+
+
 def _call(value: Any) -> ToolCall:
     value = _function(value, "a function call")
-    arguments = value.get("arguments", value.get("parameters"))
+    arguments = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), None)
     if isinstance(arguments, str):
         arguments = parsed(arguments, "a call's arguments") if arguments.strip() not in NO_ARGUMENTS else None
     if arguments is None:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from factory.data.formats import functions, media
@@ -67,6 +68,7 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
     if isinstance(turns[0], str):
         return _alternating(turns)
     role_key, content_key, roles = _dialect(turns[0], tags)
+    turns = _by_call(turns)
     messages: list[Message] = []
     names: dict[str, str] = {}  # of the functions, by the ids of their calls
     for turn in turns:
@@ -83,6 +85,29 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
         else:
             messages.append({"role": known, "content": content})
     return messages
+
+
+def _by_call(turns: Sequence[Any]) -> Sequence[Any]:
+    """With the results of tools in the order of the calls before them, where they say whose they are: a template pairs
+    them by their order alone.
+    """
+    if not any("tool_call_id" in turn for turn in turns if isinstance(turn, dict)):
+        return turns
+    made, ids = list[Any](), list[Any]()
+    for are_results, group in groupby(turns, key=_names_its_call):
+        found = list(group)
+        if not are_results:
+            called = found[-1].get("tool_calls") if isinstance(found[-1], dict) else None
+            calls = called if isinstance(called, (list, tuple)) else ()
+            ids = [call.get("id") for call in calls if isinstance(call, dict)]
+        elif all(turn["tool_call_id"] in ids for turn in found):
+            found.sort(key=lambda turn: ids.index(turn["tool_call_id"]))
+        made += found
+    return made
+
+
+def _names_its_call(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("tool_call_id"), str)
 
 
 def _alternating(texts: Sequence[Any]) -> list[Message]:
