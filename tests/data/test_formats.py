@@ -32,6 +32,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
     ("alpaca", {"instruction": "hi", "output": "ho"}, CHAT),
     ("alpaca", {"instruction": "hi", "input": " ", "output": "ho", "system": None, "history": None}, CHAT),
     ("alpaca", {"instruction": "", "input": "hi", "output": "ho", "system": "", "history": [], "tools": "[]"}, CHAT),
+    ("alpaca", {"instruction": "hi", "output": "ho", "history": "[]"}, CHAT),
     ("alpaca", {**ASKED, "output": "ho"}, LONG),
     ("messages", {"messages": [USER, GOOD]}, CHAT),
     ("messages", {"messages": '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]'}, CHAT),

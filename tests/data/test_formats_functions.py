@@ -122,7 +122,15 @@ def test_arguments_as_other_libraries_call_them(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("", ""), ({"a": "ä"}, '{"a": "ä"}'), ([1, 2], "[1, 2]"), (3, "3"), ([{"type": "text", "text": "x"}], "x")],
+    [
+        ("", ""),
+        ({"a": "ä"}, '{"a": "ä"}'),
+        ([1, 2], "[1, 2]"),
+        (3, "3"),
+        ([{"type": "text", "text": "x"}], "x"),
+        ([], "[]"),
+        ([{"type": "bar", "name": "X"}], '[{"type": "bar", "name": "X"}]'),
+    ],
 )
 def test_a_result_may_be_any_json(content: Any, text: str) -> None:
     row = {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": content}, GOOD]}

@@ -42,7 +42,9 @@ def _question(row: Row) -> str:
 
 def _history(row: Row) -> list[Message]:
     messages: list[Message] = []
-    for turn in listed(row["history"], "history") if row.get("history") else ():
+    told = row.get("history")
+    empty = not told or (isinstance(told, str) and told.strip() == "[]")  # as a table of texts has an empty list
+    for turn in () if empty else listed(told, "history"):
         if not isinstance(turn, (list, tuple)) or len(turn) != 2:
             raise BadRow("history is not a list of [question, answer]")
         messages.append({"role": "user", "content": text(turn[0], "a question of the history")})

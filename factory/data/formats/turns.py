@@ -191,11 +191,17 @@ def _content(content: Any, role: str, found: media.Found, thoughts: list[str] | 
     if isinstance(content, str):
         return content
     parts = isinstance(content, (list, tuple)) and all(isinstance(part, dict) and "type" in part for part in content)
-    if parts:
+    if parts and not (role == "tool" and _is_json(content)):
         return "".join(_part(part, found, thoughts) for part in content)
     if role == "tool" and content is not None:
         return dumped(content, "a tool's result")
     raise BadRow("a message has no text")
+
+
+def _is_json(parts: Sequence[dict[str, Any]]) -> bool:
+    """Whether a tool's result is a list of its own that only looks like parts: nothing, or things of other types."""
+    known = (*TEXT_PARTS, *media.PARTS)
+    return not parts or not any(part["type"] in known for part in parts)
 
 
 def _part(part: dict[str, Any], found: media.Found, thoughts: list[str] | None) -> str:
