@@ -12,7 +12,8 @@ from datetime import datetime
 from functools import cache, wraps
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, ext, nodes, pass_context
+from jinja2 import TemplateError, ext, nodes, pass_context, pass_environment
+from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -22,12 +23,14 @@ MOST_CHARACTERS = 20_000_000  # of a text
 _MACRO = 5  # of work that a call costs
 _AT_ONCE = 256  # characters that cost as much as a round
 _WIDEST = 10_000  # a number that something which fills up is given
+_DEEPEST = 100  # characters that a line of JSON is indented by a level
 _WIDTH = re.compile(r"\d{5,}")
 _FROM_VALUES = re.compile(r"\*|\{[^{}]*\{")  # a format's width that is itself a value
 # filters that write nothing out of what they are given
 _KEEPING = ("length", "count", "first", "last", "list", "map", "default")
 _KEEPING += ("select", "reject", "selectattr", "rejectattr")
 _FILLING = ("center", "ljust", "rjust", "zfill", "expandtabs")
+_LENGTHENING = ("indent", "wordwrap", "urlize")  # filters
 _FORMATTING = ("format", "format_map")
 _SPEND, _JOIN = "=spend", "=join"  # no template can name them
 
@@ -72,7 +75,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         extensions = [_Generation, ext.loopcontrols]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=self._printed)
-        self.filters["tojson"] = _to_json
+        self.filters |= {"tojson": _to_json, "join": _put_together}
         self.filters = {name: _holding(name, made) for name, made in self.filters.items()}
         # calls that `_parse` writes: a filter's costs a fifth of one that the sandbox looks at
         self.filters |= {_SPEND: pass_context(lambda _, work: self.spend(work)), _JOIN: _joined}
@@ -161,8 +164,14 @@ def _check_text(method: str, owner: str, values: list[Any]) -> None:
     """A text's method, before it is called."""
     for value in values:
         _held(value)
+    if method == "translate":
+        _refuse("translate may make any text of a letter")
     if method in _FILLING:
         _check_numbers(values)
+        if method == "expandtabs":
+            _check_length(
+                len(owner) + owner.count("\t") * max([8, *(each for each in values if isinstance(each, int))])
+            )
     elif method in _FORMATTING:
         _check_format(owner, values)
     elif method == "replace" and len(values) > 1:
@@ -201,11 +210,33 @@ def _holding(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
             _check_format(str(values[0]), (*values[1:], *named.values()))
         elif name == "replace":  # (eval_ctx, text, old, new)
             _check_text(name, str(values[1]), [*values[2:], *named.values()])
+        elif name in _LENGTHENING:
+            _check_lengthened([*values, *named.values()])
         else:
             _check_numbers((*values[1:], *named.values()))
         return _held(filter(*values, **named))
 
     return held
+
+
+def _check_lengthened(values: list[Any]) -> None:
+    """A filter that may put its other arguments between any two characters of the first text."""
+    _check_numbers(values)
+    first, *others = [value for value in values if isinstance(value, str)] or [""]
+    filled = sum(value for value in values if isinstance(value, int) and not isinstance(value, bool))
+    lines = first.count("\n") + 1
+    _check_length(len(first) * (1 + sum(map(len, others))) + lines * abs(filled))
+
+
+@pass_environment
+def _put_together(environment: Any, value: Any, d: Any = "", attribute: Any = None) -> str:
+    """As jinja's `join`, which puts a text of any length together."""
+    between, parts, length = str(_held(d)), list[str](), 0
+    for each in value if attribute is None else map(make_attrgetter(environment, attribute), value):
+        parts.append(each if isinstance(each, str) else str(_held(each)))
+        length += len(between) + len(parts[-1])
+        _check_length(length)
+    return between.join(parts)
 
 
 def _held(value: Any) -> Any:
@@ -233,6 +264,8 @@ def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """Without jinja's escapes of <, > and &."""
+    if (indent if isinstance(indent, int) else len(indent or "")) > _DEEPEST:
+        _refuse("lines are indented too far")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
