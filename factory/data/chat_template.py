@@ -15,7 +15,7 @@ from factory.data.record import MEDIA, BadRow
 from factory.data.sandbox import sandbox
 
 Given = dict[str, Any]  # a message as a chat template reads it
-_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
 _REASON_LENGTH = 120
 # words that stand in no template; an id has nine letters and digits, as Mistral's templates want it
 _USER, _ANSWER, _NEXT, _LAST, _THOUGHT, _VALUE, _TOOL = (f"qz{name}x" for name in ("u", "a", "n", "l", "t", "v", "d"))
@@ -37,7 +37,7 @@ class ChatTemplate:
             code = _code(source)
         except TemplateError as error:
             raise _refused(error) from None
-        except (*_FAILURES, SyntaxError, MemoryError) as error:  # nested deeper than Python reads
+        except (*_FAILURES, SyntaxError) as error:  # nested deeper than Python reads
             raise BadRow(f"the chat template cannot be compiled ({type(error).__name__})") from None
         # a mapping that is no dict is copied slowly for every rendering
         self._compiled = Template.from_code(sandbox(), code, {**sandbox().make_globals(None), **special})

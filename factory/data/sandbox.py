@@ -23,8 +23,10 @@ MOST_CHARACTERS = 20_000_000  # of a text
 _MACRO = 5  # of work that a call costs
 _AT_ONCE = 256  # characters that cost as much as a round
 _WIDEST = 10_000  # a number that something which fills up is given
-_DEEPEST = 100  # characters that a line of JSON is indented by a level
+_DEEPEST = 100  # characters that a line of JSON is indented by a level, or that separate two values
+_NUMBERS = re.compile(r"[0-9]+")
 _WIDTH = re.compile(r"\d{5,}")
+_LOOKING = re.compile(r"\{[^{}:!]*[.\[]")  # a field that is a part of a value
 _FROM_VALUES = re.compile(r"\*|\{[^{}]*\{")  # a format's width that is itself a value
 # filters that write nothing out of what they are given
 _KEEPING = ("length", "count", "first", "last", "list", "map", "default")
@@ -32,6 +34,8 @@ _KEEPING += ("select", "reject", "selectattr", "rejectattr")
 _FILLING = ("center", "ljust", "rjust", "zfill", "expandtabs")
 _LENGTHENING = ("indent", "wordwrap", "urlize")  # filters
 _FORMATTING = ("format", "format_map")
+_BYTES = ("encode", "to_bytes")  # of any size, and no conversation wants them
+_HOLDING = (dict, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 _SPEND, _JOIN = "=spend", "=join"  # no template can name them
 
 
@@ -62,6 +66,9 @@ class _Names(Namespace):
             _refuse(f"a variable named {name}")
         super().__setitem__(name, _held(value))
 
+    def __repr__(self) -> str:
+        return "<namespace>"  # what is in it may be in there many times
+
 
 class _Left(threading.local):
     work = MOST_WORK
@@ -76,7 +83,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         extensions = [_Generation, ext.loopcontrols]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=self._printed)
         self.filters |= {"tojson": _to_json, "join": _put_together}
-        self.filters = {name: _holding(name, made) for name, made in self.filters.items()}
+        self.filters = {name: _holding(name, made, self._printed) for name, made in self.filters.items()}
         # calls that `_parse` writes: a filter's costs a fifth of one that the sandbox looks at
         self.filters |= {_SPEND: pass_context(lambda _, work: self.spend(work)), _JOIN: _joined}
         del self.globals["lipsum"]  # makes words without an end, and no conversation wants it
@@ -122,6 +129,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, /, *values: Any, **named: Any) -> Any:  # type: ignore[override]
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
+        if isinstance(owner, str | int) and obj.__name__ in _BYTES:
+            _refuse(f"{obj.__name__} makes bytes")
         if not isinstance(owner, str):
             return super().call(context, obj, *values, **named)
         _check_text(obj.__name__, owner, [*values, *named.values()])
@@ -183,8 +192,14 @@ def _check_text(method: str, owner: str, values: list[Any]) -> None:
 def _check_format(text: str, values: Any) -> None:
     if _WIDTH.search(text):
         _refuse("a field is too wide")
+    if _LOOKING.search(text):
+        _refuse("a field looks into a value")
+    width = max(map(int, _NUMBERS.findall(text)), default=0)
     if _FROM_VALUES.search(text):
         _check_numbers(values)
+        width = _WIDEST
+    fields = text.count("{") + text.count("%")
+    _check_length(len(text) + fields * max([width, *(len(str(_held(value))) for value in values)]))
 
 
 def _check_numbers(values: Any) -> None:
@@ -197,8 +212,8 @@ def _check_length(length: int) -> None:
         _refuse("a text is too long")
 
 
-def _holding(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, held to what a conversation needs."""
+def _holding(name: str, filter: Callable[..., Any], paid: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The filter, held to what a conversation needs; `paid` spends on what it makes, as `map` may a lot of texts."""
     if name in _KEEPING:
         return filter
 
@@ -214,7 +229,7 @@ def _holding(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
             _check_lengthened([*values, *named.values()])
         else:
             _check_numbers((*values[1:], *named.values()))
-        return _held(filter(*values, **named))
+        return paid(filter(*values, **named))
 
     return held
 
@@ -244,15 +259,19 @@ def _held(value: Any) -> Any:
     if isinstance(value, str):
         if len(value) > MOST_CHARACTERS:
             _refuse("a text is too long")
-    elif isinstance(value, dict | list | tuple):
-        left, waiting = MOST_WORK, [value]
+    elif isinstance(value, _HOLDING):
+        left, characters, waiting = MOST_WORK, 0, [value]
         while waiting:
             held = waiting.pop()
             left -= len(held)
             if left < 0:
                 _refuse("a list is too long")
-            inner = held.values() if isinstance(held, dict) else held
-            waiting += [each for each in inner if isinstance(each, dict | list | tuple)]
+            for each in (*held, *held.values()) if isinstance(held, dict) else held:
+                if isinstance(each, str):  # one text may be in there many times
+                    characters += len(each)
+                elif isinstance(each, _HOLDING):
+                    waiting.append(each)
+            _check_length(characters)
     return value
 
 
@@ -266,7 +285,17 @@ def _to_json(
     """Without jinja's escapes of <, > and &."""
     if (indent if isinstance(indent, int) else len(indent or "")) > _DEEPEST:
         _refuse("lines are indented too far")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if any(len(each) > _DEEPEST for each in separators or ()):
+        _refuse("a separator is too long")
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:
+        return encoder.encode(value)
+    parts, length = list[str](), 0
+    for part in encoder.iterencode(value):  # each line is indented by all the levels it is in
+        parts.append(part)
+        length += len(part)
+        _check_length(length)
+    return "".join(parts)
 
 
 @cache

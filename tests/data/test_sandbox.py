@@ -37,6 +37,21 @@ REFUSED = [
     "{{ ([1] * 100000) | tojson(indent=9999) }}",
     "{{ ('\\t' * 10000000).expandtabs(9999) }}",
     "{{ ('a' * 1000000).translate({97: 'b' * 1000000}) }}",
+    "{{ (['a' * 1000000] * 9999) | tojson }}",
+    "{{ ['a' * 1000000] * 9999 }}",
+    "{{ [{'a': 'a' * 1000000}.values()] * 9999 }}",
+    "{{ ([1] * 99999) | tojson(separators=('a' * 1000000, 'b')) }}",
+    "{% set x = [1] * 99999 %}"
+    + ("{% set x = " + "[" * 20 + "x" + "]" * 20 + " %}") * 12
+    + "{{ x | tojson(indent=100) }}",
+    "{{ (['a' * 1000000] * 9999) | map('upper') | list }}",
+    "{{ ('{0}' * 100000).format('a' * 100000) }}",
+    "{{ ('{0.s}' * 100000).format(namespace(s='a' * 100000)) }}",
+    "{{ ('{0:9999}' * 1000000).format(1) }}",
+    "{{ ('%(a)9999d' * 1000000) % {'a': 1} }}",
+    "{{ ('%(a)s' * 100000) | format(a='a' * 100000) }}",
+    "{{ 'a'.encode() * 10**11 }}",
+    "{{ (1).to_bytes(10**11, 'big') }}",
     "{{ cycler.__init__.__globals__.os.system('touch fuzz_canary') }}",
     "{{ ''.__class__.__mro__[1].__subclasses__()[0]() }}",
     "{% import 'os' as os %}",
@@ -50,9 +65,22 @@ REFUSED = [
 @pytest.mark.parametrize("source", REFUSED)
 def test_what_costs_too_much_or_calls_is_refused(source: str, here: object) -> None:
     started = time.process_time()
-    with guarded(), little_memory(), pytest.raises(BadRow):
+    with guarded(), little_memory(), pytest.raises(BadRow) as refused:
         ChatTemplate(source, {})(MESSAGES)
+    assert "MemoryError" not in str(refused.value)  # refused before it is made
     assert time.process_time() - started < 5
+
+
+def test_a_template_that_runs_out_of_memory_is_refused() -> None:
+    def full() -> None:
+        raise MemoryError
+
+    with pytest.raises(BadRow, match="fails with MemoryError"):
+        ChatTemplate("{{ full() }}", {"full": full})(MESSAGES)
+
+
+def test_a_namespace_is_not_written_out_with_what_it_holds() -> None:
+    assert ChatTemplate("{{ [namespace(a='a')] * 2 }}", {})(MESSAGES) == "[<namespace>, <namespace>]"
 
 
 @pytest.mark.parametrize("source", _HOSTILE)
