@@ -1,5 +1,6 @@
 """A preview for a terminal, a pipe or a file: colours where there are any, marks around what is trained where not."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -45,6 +46,11 @@ class Signs:
 
 _SIGNS = Signs("⟦", "⟧", "█", "─", "\N{MULTIPLICATION SIGN}", " · ", "👍 desirable", "👎 undesirable")
 _ASCII = Signs("[[", "]]", "#", "-", "x", " | ", "desirable", "undesirable")
+
+
+def _unlike_marks(text: str, following: str) -> str:
+    """ASCII in which no `[[` or `]]` stands, nor comes to stand where a mark follows."""
+    return re.sub(r"([\[\]])(?=\1)", lambda found: f"\\x{ord(found[0]):02x}", text + following[0])[:-1]
 
 
 class Terminal:
@@ -166,9 +172,14 @@ class Terminal:
         if trained and self.marked:
             made.append(self._signs.opening)
         made.append(factor, _BORDER)
-        for special, group in groupby(run, key=lambda token: token.special):
+        if self.marked:
+            text = "".join(map(self._token, run))
+            if self._signs is _ASCII:  # two tokens may look like a mark together, or one beside ours
+                text = _unlike_marks(text, self._signs.closing if trained else self._signs.opening)
+            made.append_text(self._text(text))
+        for special, group in () if self.marked else groupby(run, key=lambda token: token.special):
             text = "".join(map(self._token, group))
-            made.append_text(self._text(text, "" if self.marked else _STYLES[trained, special]))
+            made.append_text(self._text(text, _STYLES[trained, special]))
         if trained and self.marked:
             made.append(self._signs.closing)
         return made

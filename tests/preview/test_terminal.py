@@ -11,7 +11,7 @@ from factory.data.dataset import Labelled, Pair
 from factory.data.record import Medium
 from factory.preview import samples
 from factory.preview.samples import Preview
-from factory.preview.terminal import Terminal
+from factory.preview.terminal import Terminal, _unlike_marks
 
 COLOUR = re.compile(r"\x1b\[([\d;]*)m")
 
@@ -78,6 +78,25 @@ def test_an_ascii_console_gets_ascii() -> None:
     assert "--- set row 2 ---" in said
     assert "| set row 1 |" in said
     assert "\x1b" not in said
+
+
+def test_ascii_marks_in_the_data_do_not_look_like_ours() -> None:
+    file = TextIOWrapper(BytesIO(), encoding="ascii")
+    console = Console(file=file, highlight=False, width=80)
+    example = made.example("[[a]] [1][")
+    Terminal(console).print(made.preview(made.sample(example)))
+    file.seek(0)
+    said = file.read()
+    assert r"[[\x5b[a\x5d] [1][<|im_end|>]]" in said
+    assert said.count("[[") == said.count("]]")
+
+
+@pytest.mark.parametrize(
+    ("text", "following", "wanted"),
+    [("a]", "]]", r"a\x5d"), ("a[", "[[", r"a\x5b"), ("[INST]", "[[", "[INST]"), ("[[[", "]]", r"\x5b\x5b[")],
+)
+def test_a_bracket_beside_a_mark_is_told_from_it(text: str, following: str, wanted: str) -> None:
+    assert _unlike_marks(text, following) == wanted
 
 
 def test_pairs_stand_side_by_side_where_there_is_room() -> None:
