@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from factory.data.formats import functions, media
+from factory.data.formats import functions, media, order
 from factory.data.formats.values import dumped, listed
 from factory.data.record import BadRow, Message
 
@@ -68,7 +68,7 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
     if isinstance(turns[0], str):
         return _alternating(turns)
     role_key, content_key, roles = _dialect(turns[0], tags)
-    turns = _by_call(turns)
+    turns = _by_call(turns, role_key, roles)
     messages: list[Message] = []
     names: dict[str, str] = {}  # of the functions, by the ids of their calls
     for turn in turns:
@@ -87,27 +87,28 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
     return messages
 
 
-def _by_call(turns: Sequence[Any]) -> Sequence[Any]:
-    """With the results of tools in the order of the calls before them, where they say whose they are: a template pairs
-    them by their order alone.
-    """
+def _by_call(turns: Sequence[Any], role_key: str, roles: dict[str, Any]) -> Sequence[Any]:
+    """With the results of tools in the order of the calls before them: a template pairs them by their order alone."""
     if not any("tool_call_id" in turn for turn in turns if isinstance(turn, dict)):
         return turns
-    made, ids = list[Any](), list[Any]()
-    for are_results, group in groupby(turns, key=_names_its_call):
+
+    def is_result(turn: Any) -> bool:
+        role = turn.get(role_key) if isinstance(turn, dict) else None
+        return isinstance(role, str) and (roles.get(role) or roles.get(role.strip().lower())) == "tool"
+
+    made, calls = list[Any](), list[Any]()
+    for are_results, group in groupby(turns, key=is_result):
         found = list(group)
-        if not are_results:
+        if are_results and calls:  # an answer may have its calls in its text, without ids
+            places = order.by_call([turn.get("tool_call_id") for turn in found], calls)
+            if places is None:
+                raise BadRow("the results of tools are not one of each of the calls before them")
+            found = [found[place] for place in places]
+        elif not are_results:
             called = found[-1].get("tool_calls") if isinstance(found[-1], dict) else None
-            calls = called if isinstance(called, (list, tuple)) else ()
-            ids = [call.get("id") for call in calls if isinstance(call, dict)]
-        elif all(turn["tool_call_id"] in ids for turn in found):
-            found.sort(key=lambda turn: ids.index(turn["tool_call_id"]))
+            calls = functions.ids(called) if called else []
         made += found
     return made
-
-
-def _names_its_call(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("tool_call_id"), str)
 
 
 def _alternating(texts: Sequence[Any]) -> list[Message]:
