@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from factory.data.formats import functions, media, order
-from factory.data.formats.values import dumped, listed
+from factory.data.formats.values import dumped, listed, parsed
 from factory.data.record import BadRow, Message
 
 Tags = dict[str, str]
@@ -87,6 +87,27 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
     return messages
 
 
+def of_table(value: Any, tags: Tags | None) -> Any:
+    """The messages of a text that is a list of them in JSON, as a table of texts (csv) has it; all else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        turns = parsed(value, "messages")
+    except BadRow:
+        return value
+    if not turns:
+        return value
+    role_key, content_key, roles = _dialect(turns[0], tags)
+    keys = {content_key, "tool_calls", "function_call"}
+
+    def is_message(turn: Any) -> bool:
+        if not isinstance(turn, dict) or keys.isdisjoint(turn) or not isinstance(turn.get(role_key), str):
+            return False
+        return _known(turn[role_key], roles) is not None
+
+    return turns if all(map(is_message, turns)) else value
+
+
 def _by_call(turns: Sequence[Any], role_key: str, roles: dict[str, Any]) -> Sequence[Any]:
     """With the results of tools in the order of the calls before them: a template pairs them by their order alone."""
     if not any("tool_call_id" in turn for turn in turns if isinstance(turn, dict)):
@@ -94,7 +115,7 @@ def _by_call(turns: Sequence[Any], role_key: str, roles: dict[str, Any]) -> Sequ
 
     def is_result(turn: Any) -> bool:
         role = turn.get(role_key) if isinstance(turn, dict) else None
-        return isinstance(role, str) and (roles.get(role) or roles.get(role.strip().lower())) == "tool"
+        return isinstance(role, str) and _known(role, roles) == "tool"
 
     made, calls = list[Any](), list[Any]()
     for are_results, group in groupby(turns, key=is_result):
@@ -131,10 +152,14 @@ def _dialect(first: Any, tags: Tags | None) -> tuple[str, str, dict[str, Any]]:
 def _role(role: Any, roles: dict[str, Any]) -> Any:
     if not isinstance(role, str):
         raise BadRow("a message has no role")
-    known = roles.get(role.strip().lower())
+    known = _known(role, roles)
     if known is None:
         raise BadRow(f"unknown role {' '.join(role[:40].split())}")
     return known
+
+
+def _known(role: str, roles: dict[str, Any]) -> Any:
+    return roles.get(role) or roles.get(role.strip().lower())
 
 
 def _answered(content: str) -> Message:
