@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from factory import schema
+from factory.data.formats import order
 from factory.data.record import BadRow, Message, ToolCall
 from factory.inference.grammar import grammar
 from factory.inference.prompts import Conversation
@@ -161,13 +162,14 @@ def _by_call(messages: Sequence[wire.Message]) -> list[tuple[int, wire.Message]]
         ids = [message.tool_call_id or "" for _, message in found]
         if not is_result:
             calls = [call.id for call in found[-1][1].tool_calls or ()]
-        elif all((*ids, *calls)):
-            if {*ids} != {*calls[: len(ids)]}:
+        else:
+            places = order.by_call(ids, calls)
+            if places is None:
                 wrong = (
                     "The results of tools are not one of each of the calls before them (the last may have none yet)."
                 )
                 raise bad(wrong, f"messages.{found[0][0]}.tool_call_id")
-            found.sort(key=lambda each: calls.index(each[1].tool_call_id or ""))
+            found = [found[place] for place in places]
         made += found
     return made
 

@@ -40,8 +40,11 @@ class Template:
     reasoning_empty: bool = False  # whether the last message shows an empty one where it has none
 
     def check(self) -> None:
-        for text in (self.system, self.user, self.assistant, self.tool, self.calls):
-            assert text is None or around(text)[1] in ("content", "content|tojson"), f"no place for content: {text!r}"
+        for text in (self.system, self.user, self.assistant, self.calls):
+            where = "" if text is None or "tojson" not in text else " ({{content|tojson}} is one in `tool` alone)"
+            assert text is None or around(text)[1] == "content", f"no place for content: {text!r}{where}"
+        tool = self.tool
+        assert tool is None or around(tool)[1] in ("content", "content|tojson"), f"no place for content: {tool!r}"
         for text in (self.prefix, self.generation_prompt or "", *self.reasoning):
             assert set(slots(text)) <= set(SPECIAL), f"only special tokens have a place in {text!r}"
         for text in (self.assistant, self.calls or self.assistant):

@@ -1,5 +1,6 @@
 """Each format is known by its columns and gives the standard record; what a row lacks is counted by its reason."""
 
+import json
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
     ("alpaca", {"instruction": "hi", "input": " ", "output": "ho", "system": None, "history": None}, CHAT),
     ("alpaca", {"instruction": "", "input": "hi", "output": "ho", "system": "", "history": [], "tools": "[]"}, CHAT),
     ("alpaca", {"instruction": "hi", "output": "ho", "history": "[]"}, CHAT),
+    ("alpaca", {"instruction": "hi", "output": "ho", "history": "[ ]"}, CHAT),
     ("alpaca", {**ASKED, "output": "ho"}, LONG),
     ("messages", {"messages": [USER, GOOD]}, CHAT),
     ("messages", {"messages": '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]'}, CHAT),
@@ -44,6 +46,17 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
     ("sharegpt", {"system": "be", "conversations": [*said(human="a", gpt="b"), *said(user="hi", chatgpt="ho")]}, LONG),
     ("prompt_completion", {"prompt": "hi", "completion": "ho"}, CHAT),
     ("prompt_completion", {"prompt": [USER], "completion": [GOOD]}, CHAT),
+    ("prompt_completion", {"prompt": json.dumps([USER]), "completion": json.dumps([GOOD])}, CHAT),
+    (
+        "prompt_completion",
+        {"prompt": "hi", "completion": '[{"role": "admin", "content": "x"}]'},
+        Record(prompt=(USER,), response=(message("assistant", '[{"role": "admin", "content": "x"}]'),)),
+    ),
+    (
+        "prompt_completion",
+        {"prompt": "hi", "completion": '[{"a": 1}]'},
+        Record(prompt=(USER,), response=(message("assistant", '[{"a": 1}]'),)),
+    ),
     (
         "prompt_completion",
         {"prompt": [*OLD, USER], "completion": [GOOD, USER, BAD]},
@@ -51,6 +64,11 @@ ROWS: list[tuple[str, dict[str, Any], Record]] = [
     ),
     ("pairs", {"prompt": "hi", "chosen": "ho", "rejected": "no"}, PAIR),
     ("pairs", {"prompt": [*OLD, USER], "chosen": [GOOD], "rejected": BAD}, LONG_PAIR),
+    (
+        "pairs",
+        {"prompt": json.dumps([*OLD, USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
+        LONG_PAIR,
+    ),
     (
         "pairs",
         {"prompt": "hi", "system": "be", "chosen": "ho", "rejected": "no"},

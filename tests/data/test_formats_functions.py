@@ -112,6 +112,43 @@ def test_results_are_in_the_order_of_their_calls() -> None:
     assert [result["content"] for result in results] == ["of a", "of b", "of c"]
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(("named", "told"), [("ba", "ab"), ("a", "a"), ("b", ""), ("aa", ""), ("az", ""), ("aba", "")])
+def test_results_are_of_the_calls_that_they_name(named: str, told: str, as_text: bool) -> None:
+    """What is of another call is left out, not trained as the answer to the one that stands there."""
+    calls = [{"id": name, "name": "weather", "arguments": {"of": name}} for name in "ab"]
+    said = [{"role": "tool", "content": name, "tool_call_id": name} for name in named]
+    row = [USER, {"role": "assistant", "tool_calls": json.dumps(calls) if as_text else calls}, *said, GOOD]
+    if told:
+        results = align({"messages": row}, "messages", {}, {}).prompt[2:]
+        assert "".join(result["content"] for result in results) == told
+    else:
+        with pytest.raises(BadRow, match="not one of each of the calls before them"):
+            align({"messages": row}, "messages", {}, {})
+
+
+def test_results_of_calls_without_ids_are_as_they_come() -> None:
+    said = [{"role": "tool", "content": name, "tool_call_id": name} for name in "ba"]
+    for turn in ({"tool_calls": [CALL, CALL]}, {"content": "<tool_call>"}):
+        results = align({"messages": [USER, {"role": "assistant", **turn}, *said, GOOD]}, "messages", {}, {}).prompt
+        assert [result["content"] for result in results[2:]] == ["b", "a"]
+
+
+def test_a_call_whose_arguments_are_under_no_known_key_is_refused() -> None:
+    """It was trained as a call without any."""
+    for call in ({"name": "f", "kwargs": {"a": 2}}, {"function": {"name": "f", "kwargs": {"a": 2}}}):
+        with pytest.raises(BadRow, match="none of arguments, parameters, args, input"):
+            answered(tool_calls=[call])
+    bare = {"name": "f", "id": "x", "type": "function", "index": 0}
+    assert answered(tool_calls=[bare])["tool_calls"] == [{"name": "f", "arguments": {}}]
+
+
+def test_a_tool_with_anthropics_key_has_its_parameters() -> None:
+    tool = {"name": "f", "description": "does it", "input_schema": TOOL["parameters"]}
+    row = {"messages": [USER, GOOD], "tools": [tool]}
+    assert align(row, "messages", {}, {}).tools == (TOOL,)
+
+
 @pytest.mark.parametrize("key", ["args", "input"])
 def test_arguments_as_other_libraries_call_them(key: str) -> None:
     """They were trained as calls without any."""

@@ -66,6 +66,20 @@ def test_every_kind_of_pixel_becomes_colours(mode: str, tmp_path: Path) -> None:
     assert (found.mode, corners(found)) == ("RGB", wanted)
 
 
+def test_grey_of_16_bits_in_a_ppm_keeps_its_shades(tmp_path: Path) -> None:
+    """PIL holds it in 32 bits, and would show all but the darkest as white."""
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 2 2 65535\n" + np.array([[0, 255 << 8], [128 << 8, 255]], ">u2").tobytes())
+    assert corners(read_image(str(path))) == [BLACK, WHITE, (128, 128, 128), BLACK]
+
+
+@pytest.mark.parametrize("numbers", [np.int32, np.float32])
+def test_numbers_without_a_white_are_no_image(numbers: Any, tmp_path: Path) -> None:
+    place = saved(tmp_path / "a.tiff", Image.fromarray(np.array([[0, 70000], [500, 3]], numbers)))
+    with pytest.raises(BadRow, match="an image cannot be read"):
+        read_image(place)
+
+
 def test_an_image_stands_as_its_camera_noted(tmp_path: Path) -> None:
     image, exif = picture(), Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise

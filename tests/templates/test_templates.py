@@ -207,6 +207,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "the key is not there": {"assistant": None, "leave": "assistant"},
     "one place for the content": {"user": "no place"},
     "no place for content": {"user": "{{text}}"},
+    "is one in `tool` alone": {"user": "{{content|tojson}}", "tool": "{{content|tojson}}"},
+    "no place for content: '{{content.tojson}}b'": {"system": "{{content|tojson}}b"},
     "only special tokens": {"prefix": "{{content}}"},
     "does not begin as the generation prompt": {"generation_prompt": "model:"},
     "what stands before and after": {"reasoning": ["<think>"]},

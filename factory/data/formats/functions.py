@@ -39,6 +39,8 @@ def _function(value: Any, what: str) -> dict[str, Any]:
 def _tool(value: Any) -> dict[str, Any]:
     value = _function(value, "a tool")
     given = {name: part for name, part in value.items() if part is not None and name != "type"}
+    if "parameters" not in given and "input_schema" in given:  # Anthropic's
+        given["parameters"] = given.pop("input_schema")
     found = {"description": "", "parameters": {}} | given
     if not isinstance(found["description"], str):
         raise BadRow("a tool's description is not a text")
@@ -56,6 +58,14 @@ def calls(value: Any) -> list[ToolCall]:
     if not isinstance(value, (list, tuple)) or not value:
         raise BadRow("a function call is not JSON")
     return [_call(call) for call in value]
+
+
+def ids(value: Any) -> list[Any]:
+    """Those of `calls`, None where one has none. Raises BadRow where a text is not JSON."""
+    if isinstance(value, str):
+        value = _object(value)
+    found = value if isinstance(value, (list, tuple)) else (value,)
+    return [call.get("id") if isinstance(call, dict) else None for call in found]
 
 
 def turn(content: Any) -> tuple[str, list[ToolCall]]:
@@ -84,11 +94,14 @@ def _object(value: str) -> Any:
 
 # OpenAI's, templates', LangChain's and Anthropic's
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
+_BESIDE = frozenset(["id", "type", "name", "index"])
 
 
 def _call(value: Any) -> ToolCall:
     value = _function(value, "a function call")
     arguments = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), None)
+    if arguments is None and value.keys().isdisjoint(_ARGUMENTS) and value.keys() - _BESIDE:
+        raise BadRow(f"a call has none of {', '.join(_ARGUMENTS)}, but other keys")  # which may be its arguments
     if isinstance(arguments, str):
         arguments = parsed(arguments, "a call's arguments") if arguments.strip() not in NO_ARGUMENTS else None
     if arguments is None:

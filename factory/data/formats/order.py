@@ -1,6 +1,7 @@
 """The order of a conversation's messages."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from factory.data.record import EMPTY, BadRow, Message, Role
 
@@ -14,6 +15,19 @@ def with_system(system: str, messages: list[Message]) -> list[Message]:
             raise BadRow("two system messages")
         return messages
     return [{"role": "system", "content": system}, *messages]
+
+
+def by_call(ids: Sequence[Any], calls: Sequence[Any]) -> list[int] | None:
+    """Where the results of tools belong, by the ids that they name and those of the calls right before them.
+
+    As they come where one has no id; None where they are not one of each call (the last calls may have none yet).
+    """
+    if not all((*ids, *calls)):
+        return list(range(len(ids)))
+    named, made = [str(id) for id in ids], [str(id) for id in calls]
+    if sorted(named) != sorted(made[: len(named)]):
+        return None
+    return sorted(range(len(named)), key=lambda place: made.index(named[place]))
 
 
 def check(messages: Sequence[Message]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.data.formats import functions, media, order, turns
 from factory.data.formats.turns import Tags, answer
-from factory.data.formats.values import Row, dumped, listed, optional, text
+from factory.data.formats.values import Row, dumped, listed, optional, parsed, text
 from factory.data.record import BadRow, Message, Record
 
 Align = Callable[..., Record]  # (row, tags=None)
@@ -43,8 +43,9 @@ def _question(row: Row) -> str:
 def _history(row: Row) -> list[Message]:
     messages: list[Message] = []
     told = row.get("history")
-    empty = not told or (isinstance(told, str) and told.strip() == "[]")  # as a table of texts has an empty list
-    for turn in () if empty else listed(told, "history"):
+    if isinstance(told, str) and told.lstrip().startswith("["):  # as a table of texts has it, the empty one too
+        told = parsed(told, "history")
+    for turn in listed(told, "history") if told else ():
         if not isinstance(turn, (list, tuple)) or len(turn) != 2:
             raise BadRow("history is not a list of [question, answer]")
         messages.append({"role": "user", "content": text(turn[0], "a question of the history")})
@@ -189,6 +190,7 @@ def _label(value: Any) -> bool:
 
 
 def _prompt(value: Any, tags: Tags | None, found: media.Found) -> list[Message]:
+    value = turns.of_table(value, tags)
     if isinstance(value, (list, tuple)):
         return turns.read(value, "prompt", tags, found)
     return [{"role": "user", "content": text(value, "prompt")}]
@@ -196,6 +198,7 @@ def _prompt(value: Any, tags: Tags | None, found: media.Found) -> list[Message]:
 
 def _side(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[Message]:
     """An answer: a text, a message, or several of which the first is the assistant's."""
+    value = turns.of_table(value, tags)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, (list, tuple)):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from factory.data.formats import functions, media
-from factory.data.formats.values import dumped, listed
+from factory.data.formats import functions, media, order
+from factory.data.formats.values import dumped, listed, parsed
 from factory.data.record import BadRow, Message
 
 Tags = dict[str, str]
@@ -68,7 +68,7 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
     if isinstance(turns[0], str):
         return _alternating(turns)
     role_key, content_key, roles = _dialect(turns[0], tags)
-    turns = _by_call(turns)
+    turns = _by_call(turns, role_key, roles)
     messages: list[Message] = []
     names: dict[str, str] = {}  # of the functions, by the ids of their calls
     for turn in turns:
@@ -87,27 +87,49 @@ def read(value: Any, name: str, tags: Tags | None, found: media.Found) -> list[M
     return messages
 
 
-def _by_call(turns: Sequence[Any]) -> Sequence[Any]:
-    """With the results of tools in the order of the calls before them, where they say whose they are: a template pairs
-    them by their order alone.
-    """
+def of_table(value: Any, tags: Tags | None) -> Any:
+    """The messages of a text that is a list of them in JSON, as a table of texts (csv) has it; all else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        turns = parsed(value, "messages")
+    except BadRow:
+        return value
+    if not turns:
+        return value
+    role_key, content_key, roles = _dialect(turns[0], tags)
+    keys = {content_key, "tool_calls", "function_call"}
+
+    def is_message(turn: Any) -> bool:
+        if not isinstance(turn, dict) or keys.isdisjoint(turn) or not isinstance(turn.get(role_key), str):
+            return False
+        return _known(turn[role_key], roles) is not None
+
+    return turns if all(map(is_message, turns)) else value
+
+
+def _by_call(turns: Sequence[Any], role_key: str, roles: dict[str, Any]) -> Sequence[Any]:
+    """With the results of tools in the order of the calls before them: a template pairs them by their order alone."""
     if not any("tool_call_id" in turn for turn in turns if isinstance(turn, dict)):
         return turns
-    made, ids = list[Any](), list[Any]()
-    for are_results, group in groupby(turns, key=_names_its_call):
+
+    def is_result(turn: Any) -> bool:
+        role = turn.get(role_key) if isinstance(turn, dict) else None
+        return isinstance(role, str) and _known(role, roles) == "tool"
+
+    made, calls = list[Any](), list[Any]()
+    for are_results, group in groupby(turns, key=is_result):
         found = list(group)
-        if not are_results:
+        if are_results and calls:  # an answer may have its calls in its text, without ids
+            places = order.by_call([turn.get("tool_call_id") for turn in found], calls)
+            if places is None:
+                raise BadRow("the results of tools are not one of each of the calls before them")
+            found = [found[place] for place in places]
+        elif not are_results:
             called = found[-1].get("tool_calls") if isinstance(found[-1], dict) else None
-            calls = called if isinstance(called, (list, tuple)) else ()
-            ids = [call.get("id") for call in calls if isinstance(call, dict)]
-        elif all(turn["tool_call_id"] in ids for turn in found):
-            found.sort(key=lambda turn: ids.index(turn["tool_call_id"]))
+            calls = functions.ids(called) if called else []
         made += found
     return made
-
-
-def _names_its_call(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("tool_call_id"), str)
 
 
 def _alternating(texts: Sequence[Any]) -> list[Message]:
@@ -130,10 +152,14 @@ def _dialect(first: Any, tags: Tags | None) -> tuple[str, str, dict[str, Any]]:
 def _role(role: Any, roles: dict[str, Any]) -> Any:
     if not isinstance(role, str):
         raise BadRow("a message has no role")
-    known = roles.get(role.strip().lower())
+    known = _known(role, roles)
     if known is None:
         raise BadRow(f"unknown role {' '.join(role[:40].split())}")
     return known
+
+
+def _known(role: str, roles: dict[str, Any]) -> Any:
+    return roles.get(role) or roles.get(role.strip().lower())
 
 
 def _answered(content: str) -> Message:

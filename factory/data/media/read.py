@@ -46,7 +46,7 @@ def read_image(place: str) -> Any:
             if image.width * image.height > MOST_PIXELS:
                 raise too_large("image")
             image.load()
-            return _rgb(_upright(image))
+            return _rgb(_upright(image), image.format)
     except Image.DecompressionBombError:
         raise too_large("image") from None
 
@@ -131,14 +131,16 @@ def _upright(image: Any) -> Any:
     return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
-def _rgb(image: Any) -> Any:
+def _rgb(image: Any, format: str | None) -> Any:
     """What is transparent on white, as transformers' processors lay it: PIL would show what colour is hidden there.
 
-    And it would cut 16 bits a pixel to their lowest eight.
+    And it would cut 16 bits a pixel to their lowest eight. Raises BadRow where nothing says what white is.
     """
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
+    if image.mode == "F" or (image.mode == "I" and format not in ("PPM", "PNG")):
+        raise BadRow(f"{NAMED['image']} {UNREADABLE}")
+    if image.mode.startswith("I"):  # PPM's, and PNG's of an older PIL, are of 16 bits in 32
         import numpy as np
 
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
