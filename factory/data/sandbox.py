@@ -182,6 +182,8 @@ def _check_text(method: str, owner: str, values: list[Any]) -> None:
                 len(owner) + owner.count("\t") * max([8, *(each for each in values if isinstance(each, int))])
             )
     elif method in _FORMATTING:
+        if _LOOKING.search(owner):
+            _refuse("a field looks into a value")
         _check_format(owner, values)
     elif method == "replace" and len(values) > 1:
         _check_length(len(owner) + owner.count(str(values[0])) * len(str(values[1])))
@@ -192,8 +194,6 @@ def _check_text(method: str, owner: str, values: list[Any]) -> None:
 def _check_format(text: str, values: Any) -> None:
     if _WIDTH.search(text):
         _refuse("a field is too wide")
-    if _LOOKING.search(text):
-        _refuse("a field looks into a value")
     width = max(map(int, _NUMBERS.findall(text)), default=0)
     if _FROM_VALUES.search(text):
         _check_numbers(values)

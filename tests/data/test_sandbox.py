@@ -104,6 +104,7 @@ def test_no_template_hangs_or_runs_code(source: str, here: object) -> None:
             "a\n    b|a1|Hi",
         ),
         ("{{ [1] | tojson(indent=1) }}{{ 'a\\tb'.expandtabs(2) }}{{ 'a b' | wordwrap(1) }}", "[\n 1\n]a ba\nb"),
+        ("{{ '{...} {[%s]}' % 'x' }}", "{...} {[x]}"),  # no field of this kind of format
         ("{% for n in range(99999) %}{% endfor %}done", "done"),
         ("{% macro f(n) %}<{{ n ~ '!' }}>{% endmacro %}{{ f(1) }}", "<1!>"),
         ("{% set x %}a{% for m in messages %}b{% endfor %}{% endset %}{{ x + x }}", "abab"),
