@@ -1,11 +1,8 @@
-"""How much is made at a time, of logits, of gradients and of wide weights: for them and their estimate. No torch."""
+"""How much is made at a time, of logits and of gradients: for them and their estimate. No torch."""
 
 CHUNK = 256  # tokens
 WIDE = 32  # tokens of a chunk whose logits are float32 at a time, on a CPU; on a GPU all are, so that it is asked less
 WORDS = 4096  # of the vocabulary, whose part of a head's gradient is made and added at a time
-PIECE = 4096  # rows of a weight that are made wide at a time, to be multiplied with
-LEAST = 64  # rows to multiply with it, from which on making it wide takes less time than it saves
-LEAST_EMULATED = 8  # the same of a CPU without instructions for bfloat16
 MULTIPLE = 32  # a chunk's rows are padded to this: few shapes, so few kernels that a CPU compiles and keeps
 
 
@@ -25,11 +22,3 @@ def room(tokens: int, chunk: int) -> int:
 def wide(rows: int, *, on_cpu: bool) -> int:
     """Rows of what holds logits in float32, of a chunk's room of `rows` in a narrower type."""
     return min(rows, WIDE) if on_cpu else rows
-
-
-def widened(rows: int, *, emulated: bool = False) -> bool:
-    """Whether what has so many rows is multiplied by way of float32, where a CPU is faster so.
-
-    `emulated`: it has no instructions for bfloat16.
-    """
-    return rows >= (LEAST_EMULATED if emulated else LEAST)

@@ -31,9 +31,6 @@ class Machine:
     packages: dict[str, str]
     hub_token: bool  # whether there is one
     cpu: str = "CPU"  # its name
-    multiplies_wide: bool = False  # whether the CPU multiplies float32 faster than bfloat16
-    native: bool = False  # whether the kernels in C are made here
-    attends: tuple[str, ...] = ()  # the types of numbers that attention is among them for
     memory_bytes: int | None = None  # all that there is, free or not; None: nobody says it
     hidden: str | None = None  # CUDA_VISIBLE_DEVICES, where it is set and there is no GPU
     unread: tuple[str, ...] = ()  # what nvidia-smi says of GPUs, where no Gpu can be made of it

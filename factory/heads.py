@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from factory.facts import ModelFacts
-    from factory.plan import Patch
 
 FILES = "*_head.safetensors"  # each with the tensor `weight`
 _TENSOR = "weight"
@@ -33,11 +32,6 @@ def heads(stage: str, arch: Architecture) -> dict[str, Shape]:
 def writes(stage: str) -> bool:
     """Whether the stage reads the language model's head."""
     return registry.hook(registry.spec("stages", stage), "WRITES", True)
-
-
-def joined(stage: str, patch: "Patch") -> bool:
-    """Whether an embedding that is the head too has one gradient, to which its own is added by row (factory.fused)."""
-    return patch.fused and writes(stage)
 
 
 def unread(stage: str, arch: Architecture) -> tuple[str, ...]:

@@ -9,12 +9,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from factory import chunks, products
+from factory import chunks
 from factory.attention import documents
 from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
 from factory.data.sharing import PLACES, READ_AS
 from factory.logits import Head, decoder, head_of, text_model, wide_type
-from factory.native import kernels
 
 
 def _chunks(hidden: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -33,22 +32,17 @@ class _Room:
     def __init__(self, tokens: int, gradients: "_Gradients", head: Head) -> None:
         rows, words, dtype = chunks.room(tokens, gradients.chunk), len(head.weight), head.weight.dtype
         self._head, self._product = head, head.weight.new_empty(rows, words)
-        self._native = head.bias is None and head.cap is None and kernels.fit(self._product)
         self._at_once, self._wide = rows, None
-        if wide_type(dtype) != dtype and not self._native:
+        if wide_type(dtype) != dtype:
             self._at_once = chunks.wide(rows, on_cpu=head.weight.device.type == "cpu")
             self._wide = head.weight.new_empty(self._at_once, words, dtype=wide_type(dtype))
 
     def product(self, part: Tensor) -> Tensor:
         """What goes into the head, times its weight."""
-        return products.logits(part, self._head.weight, self._product[: len(part)])
+        return torch.mm(part, self._head.weight.T, out=self._product[: len(part)])
 
     def losses(self, product: Tensor, target: Tensor, counts: Tensor | None, gradients: "_Gradients") -> Tensor:
         """-log softmax(logits)[target]: (tokens). In the product's place are, if they are needed, the slopes in it."""
-        if self._native:
-            product[len(target) :] = 0
-            rows = product[: len(target)]
-            return kernels.cross_entropy(rows, target, self._head.scale, counts, slopes=gradients.needed)
         parts = list[Tensor]()
         for some, logits in self._logits(product):
             wanted = target[some]
@@ -91,7 +85,7 @@ class _Gradients:
     def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor) -> None:
         """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes in it too."""
         if self.hidden is not None:
-            self.hidden[rows] = products.back(slopes, narrow)[: rows.stop - rows.start]
+            self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
         if self._needs_weight:
             self._add_weight(slopes, part)
 
@@ -102,7 +96,7 @@ class _Gradients:
             self.weight = slopes.new_empty(words, part.shape[1], dtype=self._type)
         for start in range(0, words, chunks.WORDS):
             block = slice(start, start + chunks.WORDS)
-            product, into = products.by_weight(slopes[:, block], part), self.weight[block]
+            product, into = slopes[:, block].T @ part, self.weight[block]
             into.copy_(product) if first else into.add_(product)
 
 

@@ -25,7 +25,6 @@ Verb = Literal["train", "evaluate", "export", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 Recomputed = bool | Literal["selective"]  # which activations: all, or all but the products of matrices
-FUSED = ("fused", "native")  # values of `kernels`: those of factory.fused, by torch or in C
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
@@ -62,7 +61,6 @@ class Patch:
     recomputed_layers: int | None  # the first of the decoder's; None: all
     compile: bool
     kernels: str
-    products: str  # the type that those of bfloat16 are computed in: own or float32
     rope_scaling: str
     rope_factor: float
     context_length: int
@@ -70,20 +68,6 @@ class Patch:
     rows: int  # of the embedding as it is read
     vocabulary: int  # rows of the embedding as it is trained
     new_rows: tuple[int, int]  # the ids that nobody has trained yet: from, up to
-
-    @property
-    def fused(self) -> bool:
-        return self.kernels in FUSED
-
-    @property
-    def fuses_linears(self) -> bool:
-        """Linear layers too: selective recomputation keeps the products of torch's own one by one."""
-        return self.fused and self.activation_checkpointing != "selective"
-
-    @property
-    def parts_blocks(self) -> bool:
-        """Large blocks of the heap lie apart from small ones (native/heap.c)."""
-        return self.kernels == "native"
 
     def recomputed(self, layers: int) -> int:
         """How many of a decoder's layers are, the first ones."""

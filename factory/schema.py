@@ -204,17 +204,12 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "s2", "blocks", "native"] = (
-        key("the attention kernel; a named one runs or is refused, auto says what it chose")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "s2", "blocks"] = key(
+        "the attention kernel; a named one runs or is refused, auto says what it chose"
     )
     group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
-    kernels: Literal["auto", "none", "fused", "native", "unsloth", "liger"] = key(
-        "kernels in place of the model's own: fused are Factory's and keep less, native are these in C, made by this "
-        "machine's compiler, liger's are for a GPU, unsloth's not there yet; auto: on a CPU native, or else fused"
-    )
-    products: Literal["auto", "own", "float32"] = key(
-        "how a CPU multiplies matrices of bfloat16: in their own type, or made float32 a part at a time, which many "
-        "CPUs are faster at; auto: as this one is faster"
+    kernels: Literal["auto", "none", "unsloth", "liger"] = key(
+        "kernels in place of the model's own: liger's are for a GPU, unsloth's not there yet; auto: none"
     )
     activation_checkpointing: bool | Literal["auto", "selective"] = key(
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'; "

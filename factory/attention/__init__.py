@@ -3,14 +3,8 @@
 # the names in compute.attention and in transformers' registry
 S2 = "s2"
 BLOCKS = "blocks"  # exact, by blocks of queries
-NATIVE = "native"  # so in C
-EXACT = (BLOCKS, NATIVE)
-OURS = (S2, *EXACT)
+OURS = (S2, BLOCKS)
 BLOCK = 64  # queries of a block
-HEAD_STEP, WIDEST_HEAD = (
-    16,
-    256,
-)  # numbers of a head that attention in C takes: multiples of the first, up to the second
 _SHORT = 3 * BLOCK  # tokens; up to here one matrix of scores takes less time than more and smaller operations
 LONG = 2048  # tokens from which on torch's kernel, where it is faster forwards (flash), is faster backwards too
 
@@ -40,7 +34,7 @@ def register(name: str, group_size: int | None) -> None:
 
         assert group_size is not None
         s2.register(group_size)
-    if name in EXACT:
+    if name == BLOCKS:
         from factory.attention import blocks
 
-        blocks.register(name)
+        blocks.register()

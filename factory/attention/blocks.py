@@ -5,8 +5,7 @@ made, and of packed documents only what lies within them. What is kept for the g
 out, as of torch's fused kernel (Dao et al. 2022, arXiv 2205.14135, section 3.1); the scores are made again.
 
 Scores are held in the type of the queries, so in bfloat16 they are rounded as in transformers' own way (`eager`).
-Measured beside torch's kernel in docs/measurements.md; where that is faster (`flash`), it stands in. In C
-(`native`) the scores are in float32.
+Measured beside torch's kernel in docs/measurements.md; where that is faster (`flash`), it stands in.
 """
 
 from collections.abc import Iterator
@@ -20,16 +19,15 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from factory import products
-from factory.attention import BLOCKS, LONG, NATIVE, block_of, flash, key_step, native
+from factory.attention import BLOCKS, LONG, block_of, flash, key_step
 from factory.attention.mask import FOREIGN, Mask, mask, spans, whole
 from factory.attention.operation import define
 
 
-def register(name: str) -> None:
-    """Makes `blocks` or `native` a name for `attn_implementation`, in this process."""
-    AttentionInterface.register(name, partial(attend, in_c=name == NATIVE))
-    AttentionMaskInterface.register(name, mask)
+def register() -> None:
+    """Makes `blocks` a name for `attn_implementation`, in this process."""
+    AttentionInterface.register(BLOCKS, attend)
+    AttentionMaskInterface.register(BLOCKS, mask)
 
 
 _softmax_slopes = torch.ops.aten._softmax_backward_data.out
@@ -56,7 +54,6 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     use_cache: bool | None = False,
-    in_c: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """In transformers' attention interface: (batch, heads, length, dim) to (batch, length, heads, dim)."""
@@ -72,11 +69,7 @@ def attend(
         query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     fused = attention_mask is None and flash.wins(query, value)
-    if in_c and not (fused and length >= LONG):
-        made = native.attended(query, key, value, attention_mask, scale)
-        if made is not None:
-            return made, None
-    if length >= LONG and (fused or (attention_mask is None and flash.wins_wide(query, value))):
+    if length >= LONG and fused:
         return flash.Whole.apply(query, key, value, scale), None
     if attention_mask is None:
         seen = _causal(length, query.dtype, query.device)
@@ -127,18 +120,13 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
     """(batch, heads, length, dim), keys and values of as many heads or fewer, to (batch, length, heads, dim)."""
-    batch, heads, length, _ = query.shape
-    kind = products.through(query.dtype, query[0, 0])
-    # what stays before what goes, as in flash.py
-    made = None if kind == query.dtype else query.new_empty(batch, length, heads, value.shape[-1])
-    query, key, value = (each.to(kind) for each in (query, key, value))
+    batch, _, length, _ = query.shape
     queries, keys, values = _tiles(query, key.shape[1]), _wide(key), _wide(value)
     out = queries.new_empty(*queries.shape[:-1], value.shape[-1])
     scores = _Scores(queries, keys, 2)
     for tile, into, unseen, at in zip(queries, out, masks, _keys_at(length, starts), strict=True):
         torch.bmm(scores.weights(tile, keys[:, at], unseen, scale), values[:, at], out=into)
-    whole = _together(out, batch, length)
-    return whole if made is None else made.copy_(whole)
+    return _together(out, batch, length)
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, masks: list[Tensor], starts: list[int], scale: float) -> Tensor:
@@ -158,8 +146,6 @@ def _slopes(
 ) -> list[Tensor]:
     """Gradients of queries, keys and values. With P the weights and S the scores: dV = P'dO, dS = P (dP - sum P dP)."""
     batch, _, length, _ = query.shape
-    given, kind = query.dtype, products.through(query.dtype, query[0, 0])
-    grad, query, key, value = (each.to(kind) for each in (grad, query, key, value))
     queries, slopes = _tiles(query, key.shape[1]), _tiles(grad.transpose(1, 2), key.shape[1])
     keys, values = _wide(key), _wide(value)
     by_query, by_key, by_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
@@ -174,7 +160,7 @@ def _slopes(
         torch.baddbmm(into, by_score, keys[:, at], beta=0, alpha=scale, out=into)
         by_key[:, at].baddbmm_(by_score.transpose(1, 2), tile, alpha=scale)
     of_key, of_value = (each.unflatten(0, (batch, -1))[:, :, :length].contiguous() for each in (by_key, by_value))
-    return [each.to(given) for each in (_together(by_query, batch, length).transpose(1, 2), of_key, of_value)]
+    return [_together(by_query, batch, length).transpose(1, 2), of_key, of_value]
 
 
 class _Attend(Function):

@@ -1,7 +1,7 @@
 """torch's fused kernel for rows that are one document each, on CPUs where it is faster than blocks.
 
 With tiles of bfloat16 (AMX) it takes a third to two thirds of the time of blocks forwards, and less than they do
-backwards as well where rows are long; there it is faster with products by way of float32 too (docs/measurements.md).
+backwards as well where rows are long (docs/measurements.md).
 Heads that share keys are a row of the kernel's batch, so that no key is repeated, and what comes out is laid out as
 layers read it, so that nobody keeps it twice.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from factory import products
 from factory.attention.operation import define
 
 _AT_ONCE = 4  # heads
@@ -27,19 +26,9 @@ def wins(query: Tensor, value: Tensor) -> bool:
     return query.dtype == torch.bfloat16 and _fits(query, value) and _has_tiles()
 
 
-def wins_wide(query: Tensor, value: Tensor) -> bool:
-    """Where rows are long: with products by way of float32, over blocks with the same."""
-    return _fits(query, value) and _type(query) != query.dtype
-
-
 def _fits(query: Tensor, value: Tensor) -> bool:
     """The kernel takes values as wide as keys."""
     return query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
-
-
-def _type(query: Tensor) -> torch.dtype:
-    """The type that is computed in."""
-    return products.through(query.dtype, query[0, 0])
 
 
 @lru_cache(None)
@@ -63,11 +52,10 @@ class Whole(Function):
         query, key, value, made, sums = ctx.saved_tensors
         apart = [_apart(each, key.shape[1]) for each in (slopes[0].transpose(1, 2), query, made.transpose(1, 2))]
         shared = [_shared(each, apart[0].shape[2]) for each in (key, value)]
-        given, kind = query.dtype, _type(query)
-        slope, query, made, key, value = (each.to(kind).flatten(0, 1) for each in (*apart, *shared))
+        slope, query, made, key, value = (each.flatten(0, 1) for each in (*apart, *shared))
         found = _backwards(slope, query, key, value, made, sums.flatten(0, 1), 0.0, True, scale=ctx.scale)
         by_query, by_key, by_value = (each.unflatten(0, (len(slopes[0]), -1)) for each in found)
-        return by_query.flatten(1, 2).to(given), by_key.sum(2).to(given), by_value.sum(2).to(given), None
+        return by_query.flatten(1, 2), by_key.sum(2), by_value.sum(2), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -84,7 +72,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Te
     for row in zip(_apart(made.transpose(1, 2), key_heads), sums, *given, strict=True):
         parts = (each.split(max(1, _AT_ONCE // sharing)) for each in row)
         for into, logarithms, *states in zip(*parts, strict=True):
-            found, of_rows = _forwards(*(each.to(_type(query)) for each in states), 0.0, True, scale=scale)
+            found, of_rows = _forwards(*states, 0.0, True, scale=scale)
             into.copy_(found)
             logarithms.copy_(of_rows)
     return made, sums

@@ -6,10 +6,10 @@ from typing import Any
 
 from factory import registry, schema
 from factory.architecture import sliding_window, text_numbers
-from factory.attention import BLOCKS, EXACT, HEAD_STEP, NATIVE, WIDEST_HEAD
+from factory.attention import BLOCKS
 from factory.compile.rule import Case
 from factory.facts import Gpu
-from factory.plan import FUSED, Recomputed, Verb
+from factory.plan import Recomputed, Verb
 from factory.quantizers.checkpoint import in_half
 from factory.settings import Settings
 from factory.typed import to_tree
@@ -33,12 +33,8 @@ def _precision(case: Case) -> tuple[str, str]:
         idle = "; an Ascend NPU would take fp16, but runs are on a CPU or a CUDA device" if _npu(case) else ""
         if machine.cpu_bf16:
             why = "this CPU multiplies bfloat16 natively (measured: 1.3 to 1.4 times as fast as float32)"
-            slow = "this CPU has bfloat16, half the bytes, and is faster at products in float32 (compute.products)"
-            return "bf16", (slow if machine.multiplies_wide else why) + idle
-        held = (
-            "; bf16 would hold half the bytes and be as fast, multiplied in float32" if kernels(case) in FUSED else ""
-        )
-        return "fp32", "this CPU has no bfloat16 instructions" + held + idle
+            return "bf16", why + idle
+        return "fp32", "this CPU has no bfloat16 instructions" + idle
     if case.facts.model is not None and in_half(case.facts.model.config, case.device):
         return "fp16", "transformers casts AWQ checkpoints on a GPU to float16, whatever is said"
     if (found := capability(case)) is not None:
@@ -153,27 +149,11 @@ def attention(case: Case) -> str:
         return "eager"
     if not own.ours or case.device != "cpu" or case.settings.verb in WRITES or case.settings.compute.compile:
         return "sdpa"
-    if not_in_c(case) is None:
-        return NATIVE
     return BLOCKS if _is_narrow(case) or isolation(case) else "sdpa"
 
 
 def _is_narrow(case: Case) -> bool:
     return precision(case)[0] in ("bf16", "pure_bf16")
-
-
-def not_in_c(case: Case) -> str | None:
-    """Why attention cannot be computed by the kernel in C, of a model that reads whole sequences."""
-    if case.device != "cpu":
-        return "it is for a CPU"
-    if (name := kernels(case)) != "native":
-        return f"it is one of the kernels in C, and compute.kernels={name} has none"
-    number = "bfloat16" if _is_narrow(case) and products(case) == "own" else "float32"
-    if number not in case.facts.machine.attends:
-        return f"this CPU has none of the instructions that it is written in for {number}: AVX-512, or AVX2 for float32"
-    if (width := case.arch.head_dim) % HEAD_STEP or width > WIDEST_HEAD:
-        return f"the model's heads have {width} numbers, not a multiple of {HEAD_STEP} up to {WIDEST_HEAD}"
-    return None
 
 
 def padding_free(case: Case) -> bool:
@@ -184,7 +164,7 @@ def padding_free(case: Case) -> bool:
     """
     pairs = case.stage_spec.KIND == "pairs"
     sequences = case.settings.stage.batch_size * (2 if pairs else 1)
-    if packing(case) or attention(case) not in EXACT or not isolates(case, sequences) or case.arch.parts:
+    if packing(case) or attention(case) != BLOCKS or not isolates(case, sequences) or case.arch.parts:
         return False
     if pairs:
         return _sees_all(case)
@@ -201,25 +181,11 @@ def _sees_all(case: Case) -> bool:
 
 def kernels(case: Case) -> str:
     asked = case.settings.compute.kernels
-    if asked != "auto":
-        return asked
-    if case.device != "cpu" or case.settings.verb in WRITES or unfused(case):
-        return "none"
-    return "native" if case.facts.machine.native else "fused"
-
-
-def products(case: Case) -> str:
-    asked = case.settings.compute.products
-    if asked != "auto":
-        return asked
-    return "float32" if case.facts.machine.multiplies_wide and unwidened(case) is None else "own"
+    return "none" if asked == "auto" else asked
 
 
 def recomputations(case: Case) -> tuple[Recomputed, ...]:
-    """What may be recomputed, that which keeps most first: where `auto` is asked for, the first that fits is taken.
-
-    Selective recomputation needs the model's own layers: Factory's for a CPU keep no more than it does by themselves.
-    """
+    """What may be recomputed, that which keeps most first: where `auto` is asked for, the first that fits is taken."""
     asked, layers = case.settings.compute.activation_checkpointing, case.settings.compute.recomputed_layers
     if asked != "auto":
         return (asked,)
@@ -227,7 +193,7 @@ def recomputations(case: Case) -> tuple[Recomputed, ...]:
         return (False,)
     if layers != "auto":
         return (True,)
-    return (False, True) if kernels(case) in FUSED else (False, "selective", True)
+    return (False, "selective", True)
 
 
 def recomputed_layers(case: Case) -> int | None:
@@ -239,27 +205,6 @@ def recomputed_layers(case: Case) -> int | None:
 def layers(case: Case) -> int:
     """Of the decoder, with those that the method adds."""
     return case.expanded.layers
-
-
-def unwidened(case: Case) -> str | None:
-    """Why products of bfloat16 cannot be computed in float32."""
-    if case.device != "cpu":
-        return "it is for a CPU"
-    if not _is_narrow(case):
-        return f"precision={precision(case)[0]} has no products of bfloat16"
-    if (name := kernels(case)) not in FUSED:
-        return f"Factory's own layers multiply so, and compute.kernels={name} leaves the model its own"
-    return None
-
-
-def unfused(case: Case) -> str | None:
-    """Why fused kernels cannot stand where they would."""
-    strategy = case.settings.hardware.strategy
-    if case.settings.compute.compile:
-        return "torch.compile fuses in its own way (compute.compile=true)"
-    if strategy not in ("none", "ddp"):
-        return f"hardware.strategy={strategy} gathers weights layer by layer, and a fused one spans two"
-    return None
 
 
 def context_length(case: Case) -> int | None:

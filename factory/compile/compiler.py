@@ -9,7 +9,7 @@ from typing import Any
 from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
-from factory.attention import BLOCKS, NATIVE
+from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, watching, writing
 from factory.compile.data import ignored, measured_whole, mended, undivided
 from factory.compile.estimate import Sizes, estimate
@@ -226,7 +226,6 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
 _WHY_ATTENTION = {
     "sdpa": "torch's own fused kernel",
     BLOCKS: "exact and by products of matrices, which a CPU is faster at than at torch's kernel (docs/measurements.md)",
-    NATIVE: "exact and in C, faster on this CPU than torch's kernel (docs/measurements.md)",
 }
 
 
@@ -244,7 +243,6 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
         recomputed_layers=choices.recomputed_layers(case) if recomputed else None,
         compile=compute.compile,
         kernels=choices.kernels(case),
-        products=choices.products(case),
         rope_scaling=model.rope_scaling,
         rope_factor=max(1.0, length / context),
         context_length=context,

@@ -79,7 +79,7 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
         least = min(tried, key=lambda each: each.estimate.memory.total)
         made = next((each for each in tried if fits(each, 1)), least)
     if (chosen := made.steps.patch.activation_checkpointing) == first:
-        return _told_of_less(case, made, make)
+        return made
     if not case.traits.remote_code:  # which may know all layers or none
         made = _of_fewest_layers(made, choices.layers(case), fits, lambda few: make(_recomputing(case, chosen, few)))
     few = made.steps.patch.recomputed_layers
@@ -88,21 +88,6 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
     why = f"with all activations kept it is estimated at {size(kept)}, {size(there)} are for a run"
     why += ", less a twentieth as estimates are not exact" if kept <= there else ""
     return replace(made, notes=(*made.notes, f"compute.activation_checkpointing=auto: {said}, as {why}"))
-
-
-def _told_of_less(case: Case, made: plan.Plan, make: Callable[[Case], plan.Plan]) -> plan.Plan:
-    """With a note where selective recomputation, which needs torch's layers, takes more than none beside Factory's."""
-    patch = made.steps.patch
-    if made.verb != "train" or patch.activation_checkpointing != "selective" or not patch.fused:
-        return made
-    kept, least = (make(_recomputing(case, kind)).estimate.memory.total for kind in (False, True))
-    if kept > made.estimate.memory.total:
-        return made
-    note = (
-        "compute.activation_checkpointing=selective leaves linear layers to torch, which keep more than Factory's: "
-        f"{size(made.estimate.memory.total)}, where false takes {size(kept)} and true {size(least)}"
-    )
-    return replace(made, notes=(*made.notes, note))
 
 
 def _of_fewest_layers(

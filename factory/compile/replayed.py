@@ -24,8 +24,6 @@ def _packages(made: Plan, machine: Machine) -> Iterator[Refusal]:
     if found := rules.lacking(chosen, machine):
         key, package = found
         yield refusal("package-missing", f"{key}={chosen[key]}", rules.missing(package), **rules.getting(package))
-    if steps.patch.kernels == "native" and not machine.native:
-        yield refusal("native-kernels", "compute.kernels=native", rules.NOT_MADE)
     asked, of_checkpoint = steps.quantize, checkpoint_quantizer(steps.load.config)
     if asked.bits is not None and (wrong := quantizers.lacking(asked.method, machine)):
         yield refusal("quantizer-package", f"method.quantization.method={asked.method}", wrong)

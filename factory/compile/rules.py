@@ -8,7 +8,7 @@ from factory import own, registry, templates
 from factory.architecture import FAMILIES, text_numbers, traits_of
 from factory.architecture.fit import times
 from factory.architecture.positions import scalings
-from factory.attention import NATIVE, OURS
+from factory.attention import OURS
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.rule import Case, Rule, value_of
 from factory.extras import install
@@ -16,7 +16,6 @@ from factory.facts import Machine
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers
-from factory.plan import FUSED
 from factory.quantizers import spec as quantizers
 from factory.redact import secret_in
 from factory.refusal import did_you_mean
@@ -31,7 +30,6 @@ NEEDS = {
     ("compute.attention", "flash_attention_3"): "flash-attn-3",
     ("compute.kernels", "liger"): "liger-kernel",
 }
-NOT_MADE = "they could not be made here (`python -m factory doctor` says why)"  # of kernels in C
 _EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
 _ELSEWHERE = {
     "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
@@ -97,18 +95,7 @@ def _kernels(case: Case) -> str | None:
         return None
     if name == "unsloth":
         return "it reads and patches models in its own way, which is not there yet"
-    if name in FUSED:
-        return choices.unfused(case) if case.device == "cpu" else "they are written for a CPU"
     return f"{name} needs a GPU" if case.device == "cpu" else None
-
-
-def _native(case: Case) -> str | None:
-    asked = case.settings.compute.kernels == "native" and case.device == "cpu"
-    return NOT_MADE if asked and not case.facts.machine.native else None
-
-
-def _products(case: Case) -> str | None:
-    return choices.unwidened(case) if case.settings.compute.products == "float32" else None
 
 
 def _not_recomputed(case: Case) -> str | None:
@@ -252,11 +239,6 @@ def _attention_of_model(case: Case) -> str | None:
     if able.get(asked, True):
         return None
     return f"it is not proven for {kind}" if asked in OURS else f"the class of {kind} has no such kernel"
-
-
-def _attention_in_c(case: Case) -> str | None:
-    asked = case.settings.compute.attention == NATIVE and case.settings.verb not in choices.WRITES
-    return choices.not_in_c(case) if asked else None
 
 
 def _s2_group(case: Case) -> str | None:
@@ -433,8 +415,6 @@ RULES: tuple[Rule, ...] = (
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("attention-of-card", _attention_of_card),
     Rule("kernels", _kernels),
-    Rule("native-kernels", _native),
-    Rule("products", _products),
     Rule("recomputation", _not_recomputed),
     Rule("recomputed-layers", _recomputed_layers),
     Rule("device-missing", _device_missing),
@@ -450,7 +430,6 @@ RULES: tuple[Rule, ...] = (
     Rule("gated-model", _gated),
     Rule("group-size-unread", _group_size_unread),
     Rule("attention-of-model", _attention_of_model),
-    Rule("attention-in-c", _attention_in_c),
     Rule("s2-group", _s2_group),
     Rule("s2-reference", _s2_compared),
     Rule("unknown-template", _unknown_template, _template_meant),

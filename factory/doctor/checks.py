@@ -290,22 +290,13 @@ def _known_bad() -> Iterator[Line]:
 
 def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
     from factory.look import machine
-    from factory.native import build
     from factory.words import size
 
     seen = machine.look_at_machine()
     yield _line("CPU", True, f"{seen.threads} threads for a run, of {os.cpu_count()} cores")
     yield _line("memory", True, f"{size(seen.available_bytes)} free")
     bf16 = "multiplies bfloat16 natively" if seen.cpu_bf16 else "no bfloat16 instructions: precision=auto takes float32"
-    if seen.cpu_bf16 and seen.multiplies_wide:
-        bf16 = "has bfloat16, and multiplies float32 faster: compute.products=auto takes that"
     yield _line("bf16 on the CPU", True, bf16)
-    missing = build.why_not()
-    attention = "" if seen.attends else "; attention is not among them, it takes AVX-512 or AVX2"
-    says = missing or f"made by {' '.join(build.compiler() or ())}{attention}"
-    yield _line(
-        "kernels in C", missing is None, says, "install gcc: steps on a CPU are faster with them", otherwise="missing"
-    )
     torch = imported().get("torch", {})
     devices = torch.get("devices", [])
     for number, device in enumerate(devices):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from factory.estimate.tape import Gradient, Storage, Tape, Tensor, Weight
+from factory.estimate.tape import Tape, Tensor, Weight
 
 Product = Callable[[Tensor], Tensor]  # the frozen layer
 
@@ -44,38 +44,6 @@ def lora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:
     wide = tape.cast(value, own.size) if tape.compute is None else value
     result = tape.add(result, tape.pointwise(_pair(tape, _dropped(tape, wide, own.method.dropout), own)))
     return tape.cast(result, wanted)
-
-
-def is_low_rank(tape: Tape, value: Tensor, own: Beside) -> bool:
-    """Whether factory.fused computes it: LoRA's own pair, in one type."""
-    plain = set(own.tensors) == {"lora_A", "lora_B"} and not own.method.dropout
-    return plain and (tape.compute is not None or value.size == own.size)
-
-
-def low_rank(tape: Tape, value: Tensor, made: int, own: Beside) -> Tensor:
-    """As `LowRank` of factory.fused. `made`: bytes of the frozen weight where it is made anew, in both directions."""
-    size, pair = tape.compute or value.size, (own.tensors["lora_A"], own.tensors["lora_B"])
-    value = tape.cast(value, size)
-    rows, rank = value.count // own.inputs, pair[0].count // own.inputs
-    wide = tape.widened_layer(size, rows, (own.outputs, own.inputs), tape.compute or size)
-    other = tape.widened(size, rows, (rows, own.outputs))  # the slopes of a layer that reads the same
-    narrow = [weight.count * size for weight in pair if weight.size != size and not wide]
-    low, inner = tape.new(rows * rank, size), value.bytes if value.node else None
-    saves, read = tape.reading(value)
-
-    def backward(gradient: Storage) -> list[Gradient]:
-        found: list[Gradient] = [None if inner is None else Storage(tape.ledger, inner)]
-        read()
-        there = [Storage(tape.ledger, count) for count in (*wide.back, other)]
-        tape.ledger.pass_by(made, wide.piece, *narrow)
-        for weight in pair:
-            tape.accumulate(weight, weight.size if wide else size)
-        there.clear()
-        return found
-
-    tape.ledger.pass_by(*narrow)
-    kept, count, scratch = (*saves, low), rows * own.outputs, (made, *wide.forwards)
-    return tape.operation([value], count, size, saves=kept, trains=pair, scratch=scratch, backward=backward, dear=True)
 
 
 def dora(tape: Tape, value: Tensor, base: Product, own: Beside) -> Tensor:

@@ -16,16 +16,15 @@ class Anatomy:
     norm: Literal["rms", "rms_wide", "layer"] = "rms"
     order: Literal["before", "around", "after", "parallel", "parallel_two"] = "before"
     activation_keeps: int = 1
-    silu: bool = True  # of a gated MLP
     rotary: bool = True
     copies_heads: bool = False  # queries, keys and values are cut from one product, and copied
     caps_scores: bool = False  # cap tanh(scores / cap)
     masks: bool = False  # gives torch a mask of its own, with which there is no fused kernel on a CPU
 
 
-_GEMMA = Anatomy(norm="rms_wide", order="around", silu=False)
+_GEMMA = Anatomy(norm="rms_wide", order="around")
 ANATOMIES: dict[str, Anatomy] = {
-    "gemma": Anatomy(norm="rms_wide", silu=False),
+    "gemma": Anatomy(norm="rms_wide"),
     "gemma2": replace(_GEMMA, caps_scores=True),
     "gemma3_text": _GEMMA,
     "glm4": Anatomy(order="around"),

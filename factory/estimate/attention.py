@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from factory.architecture import Architecture
-from factory.attention import BLOCK, BLOCKS, LONG, NATIVE, S2, block_of, key_step
+from factory.attention import BLOCKS, LONG, S2, block_of, key_step
 from factory.estimate.anatomy import Anatomy
 from factory.estimate.tape import STATISTIC, Tape, Tensor, factors
 
@@ -35,7 +35,7 @@ class Attention:
     group: int | None
 
     def __call__(self, kernel: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        kernels = {"eager": self._eager, S2: self._grouped, BLOCKS: self._by_blocks, NATIVE: self._in_c}
+        kernels = {"eager": self._eager, S2: self._grouped, BLOCKS: self._by_blocks}
         return kernels.get(kernel, self._fused)(query, keys, values)
 
     def _compute(self, *values: Tensor) -> list[Tensor]:
@@ -69,13 +69,10 @@ class Attention:
         arch, tape, batch = self.arch, self.tape, self.batch
         step, block = key_step(batch.length), block_of(batch.length)
         length = ceil(batch.length / step) * step
-        copies = [tape.widened(query.size, batch.length, (1, each.count)) for each in (query, keys, values)]
-        size = 4 if any(copies) else query.size
-        heads = batch.rows * arch.heads * size
+        heads = batch.rows * arch.heads * query.size
         scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
-        wide = [each.count * size * length // batch.length for each in (keys, values)]
+        wide = [each.bytes * length // batch.length for each in (keys, values)]
         fused = query.size == 2 and batch.length >= LONG
-        whole = [query.count * size] * 8 if fused and any(copies) else []  # torch's kernel, backwards
         return tape.operation(
             [query, keys, values],
             query.count,
@@ -83,28 +80,8 @@ class Attention:
             saves=(query, keys, values),
             saves_output=fused,
             statistics=batch.tokens * arch.heads * STATISTIC if fused else 0,
-            scratch=[query.count * query.size] if fused else [*copies, *wide, tiles, tiles, scores, scores],
-            backward_scratch=whole or [*copies, *copies, *wide, *wide, *[tiles] * 3, *[scores] * 3],
-            dear=True,
-        )
-
-    def _in_c(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keeps what goes in, what comes out, and a number for each query; what its threads need comes and goes."""
-        query, keys, values = self._compute(query, keys, values)
-        tape, arch, batch = self.tape, self.arch, self.batch
-        copies = [tape.widened(query.size, batch.length, (1, each.count)) for each in (query, keys, values, query)]
-        size, blocks = 4 if any(copies) else query.size, ceil(batch.length / BLOCK)
-        threads = min(tape.threads, arch.heads // arch.kv_heads * blocks)
-        forward, backward = rooms(threads, batch.length, arch.head_dim, arch.head_dim, size)
-        return tape.operation(
-            [query, keys, values],
-            query.count,
-            query.size,
-            saves=(query, keys, values),
-            saves_output=True,
-            statistics=batch.tokens * arch.heads * STATISTIC,
-            scratch=[*copies, forward],
-            backward_scratch=[copies[0], *copies, *copies[:3], backward],  # slopes in it and of it are as wide
+            scratch=[query.bytes] if fused else [*wide, tiles, tiles, scores, scores],
+            backward_scratch=[*wide, *wide, *[tiles] * 3, *[scores] * 3],
             dear=True,
         )
 
@@ -147,11 +124,3 @@ class Attention:
         wide = tape.operation([tape.cast(weights, 4)], scores, 4, saves_output=True)
         narrow = tape.cast(wide, query.size)
         return tape.pointwise(tape.operation([narrow, values], query.count, query.size, saves=factors(narrow, values)))
-
-
-def rooms(threads: int, length: int, dim: int, value_dim: int, size: int) -> tuple[int, int]:
-    """Bytes that native/attention.c takes forwards and backwards, of numbers of `size` bytes."""
-    padded, widths = ceil(length / 4) * 4, BLOCK * (ceil(dim / BLOCK) + ceil(value_dim / BLOCK))
-    forward = BLOCK * (padded * (4 + size) + dim * size)
-    backward = padded * widths * 4 + BLOCK * size * (padded + dim + value_dim + widths)
-    return value_dim * padded * size + threads * forward, dim * padded * size + threads * backward

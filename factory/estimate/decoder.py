@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from factory.architecture import Architecture, Block, Shape
-from factory.estimate.adapters import Beside, adapted, is_low_rank, low_rank
+from factory.estimate.adapters import Beside, adapted
 from factory.estimate.anatomy import ANATOMIES, Anatomy, is_plain, norms, roles
 from factory.estimate.attention import Attention, Shapes
-from factory.estimate.tape import STATISTIC, Gradient, Storage, Tape, Tensor, Weight
+from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +27,6 @@ class Numbers:
 
 
 _FEED_FORWARD = ("gate", "gate_up", "up", "down")
-
-
-class Fused(NamedTuple):
-    """What of factory.fused stands in the model: norms and gated MLPs; linear layers that train; LoRA's layers.
-
-    `joined`: of an embedding that is the head too, as `factory.heads.joined` says.
-    """
-
-    layers: bool
-    linears: bool
-    adapters: bool
-    joined: bool
 
 
 class Decoder:
@@ -58,13 +46,12 @@ class Decoder:
         attention: str,
         group: int | None,
         quantized: bool,
-        fused: Fused,
         recomputed: int,
         selective: bool,
         kept: dict[str, int],
         turns: range = range(0),
     ):
-        self.tape, self.arch, self.numbers, self.quantized, self.fused = tape, arch, numbers, quantized, fused
+        self.tape, self.arch, self.numbers, self.quantized = tape, arch, numbers, quantized
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
         self.method, self.attention, self.group = method, attention, group
         self.recomputed, self.selective, self.turns = recomputed, selective, turns
@@ -87,11 +74,9 @@ class Decoder:
         tape, arch = self.tape, self.arch
         name = f"{arch.embedding}.weight"
         table = self.weight(name, arch.outside[name])
-        by_row = _nothing if arch.tied and self.fused.joined else None
-        hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,), backward=by_row)
+        hidden = tape.operation([], batch.tokens * arch.hidden, table.size, trains=(table,))
         angles = 2 * batch.length * arch.head_dim
-        self.angles = tape.new(angles, 4 if tape.native else hidden.size) if self.anatomy.rotary else None
-        given = tape.new(angles, hidden.size) if tape.native and hidden.size < 4 else None
+        self.angles = tape.new(angles, hidden.size) if self.anatomy.rotary else None
         for index, block in enumerate(arch.blocks):
             layer = Layer(self, index, block, batch)
             if index < self.recomputed:
@@ -99,7 +84,6 @@ class Decoder:
                 hidden = tape.checkpoint(layer, hidden, selective=self.selective, before=before)
             else:
                 hidden = layer(hidden)
-        del given
         if not self.recomputed:  # else each layer is given them once more
             self.angles = None
         if self.turns:
@@ -121,28 +105,8 @@ class Decoder:
 
     def norm(self, value: Tensor, tensors: dict[str, Shape], width: int) -> Tensor:
         weights = [self.weight(name, shape) for name, shape in tensors.items()]
-        if self.fused.layers and weights and self.anatomy.norm != "layer":
-            return self._rms_fused(value, weights[0], width)
         forms = {"rms": self._rms, "rms_wide": self._rms_wide, "layer": self._layer_norm}
         return forms[self.anatomy.norm](value, weights, width)
-
-    def _rms_fused(self, value: Tensor, weight: Weight, width: int) -> Tensor:
-        """As `RMSNorm` of factory.fused: what goes in is kept, and a number for each token."""
-        native = self.tape.native and value.size == weight.size
-        wide = 0 if native else value.count * 4
-        size = value.size if self.anatomy.norm == "rms_wide" else max(value.size, weight.size)
-        backward = () if native else (wide, wide, value.count * size if weight.trained or size < 4 else 0)
-        return self.tape.operation(
-            [value],
-            value.count,
-            size,
-            saves=(value,),
-            statistics=value.count // width * STATISTIC,
-            scratch=(wide,) if value.size < 4 else (),
-            backward_scratch=backward,
-            trains=(weight,),
-            again=wide,
-        )
 
     def _normalized(self, value: Tensor, width: int) -> Tensor:
         """x / rms(x) in float32; the square's and the product's gradients both need x."""
@@ -177,28 +141,17 @@ class Decoder:
         if tensors is None:
             return base(value)
         own = Beside(tensors, shape[0], shape[1], self.method)
-        if self.fused.adapters and is_low_rank(self.tape, value, own):
-            size = self.tape.compute or value.size
-            made = size if self.quantized or self.numbers.frozen != size else 0
-            return low_rank(self.tape, value, prod(shape) * made, own)
         return adapted(self.tape, value, base, own)
 
     def _base(self, value: Tensor, *, name: str, shape: Shape) -> Tensor:
         weight, tape = self.weight(f"{name}.weight", shape), self.tape
         if not self.quantized:
             bias = self.weight(f"{name}.bias", shape[:1]) if f"{name}.bias" in self._trained else None
-            ours = self.fused.linears and (weight.trained or tape.wide)
-            product = tape.fused_product if ours else tape.product
-            return product(value, weight, shape[0], bias=bias)
+            return tape.product(value, weight, shape[0], bias=bias)
         size = tape.compute or self.numbers.frozen
         whole = weight.count * size  # dequantized, in both directions
         count = value.count // shape[1] * shape[0]
         return tape.operation([value], count, size, scratch=(whole,), backward_scratch=(whole,))
-
-
-def _nothing(_: Storage) -> list[Gradient]:
-    """A backward pass that makes no tensor of a size that counts."""
-    return []
 
 
 def replace_size(weight: Weight, size: int) -> Weight:
@@ -277,9 +230,6 @@ class Layer:
         """x cos + rotate_half(x) sin, in the wider of x's type and of the hidden states'."""
         tape = self.decoder.tape
         angles = (self.decoder.angles,) if self.decoder.angles is not None else ()
-        if tape.native and self.decoder.fused.layers and "qkv" not in self.roles:
-            laid_out = (value.bytes,)  # what torch's attention gives back lies by heads, the kernel reads it by tokens
-            return tape.operation([value], value.count, value.size, saves=angles, backward_scratch=laid_out)
         size = max(value.size, self.stream)
         turned = tape.operation([value], value.count, size, saves=angles)
         half = tape.concatenated(
@@ -320,13 +270,7 @@ class Layer:
             return self.linear(tape.multiply(up, self._activated(gate)), "down")
         if "gate" in self.roles:
             gate, up = self.linear(value, "gate"), self.linear(value, "up")
-            if self.decoder.fused.layers and self.decoder.anatomy.silu:
-                half = 0 if tape.native else gate.bytes
-                made = tape.operation(
-                    [gate, up], up.count, up.size, saves=(gate, up), backward_scratch=(half,), again=half
-                )
-            else:
-                made = tape.multiply(self._activated(gate), up)
+            made = tape.multiply(self._activated(gate), up)
             del gate, up
             return self.linear(made, "down")
         if "up" not in self.roles or "down" not in self.roles:

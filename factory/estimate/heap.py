@@ -28,7 +28,7 @@ def gives_back(patch: Patch, layers: int) -> range:
     Each leaves its input behind in a hole that a larger tensor had left, and glibc's heap would grow by that tensor
     from layer to layer. Compiled layers cannot be interrupted.
     """
-    recomputed = 0 if patch.compile or patch.parts_blocks else patch.recomputed(layers)
+    recomputed = 0 if patch.compile else patch.recomputed(layers)
     return range(0, recomputed, max(1, recomputed // _TURNS))
 
 

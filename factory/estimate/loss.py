@@ -8,8 +8,8 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     """One chunk's logits and slopes on the way to the gradients of hidden states and head, which are returned.
 
     The product and, in its place, the slopes are in the head's type; where that is narrower, the logits of some tokens
-    are float32 beside it, but for the kernels in C. Of the head's gradient a block of words is a product on its way,
-    and widened where it is narrower.
+    are float32 beside it. Of the head's gradient a block of words is a product on its way, and widened where it is
+    narrower.
     """
     width = head.count // vocabulary
     wanted = hidden.node is not None
@@ -17,12 +17,11 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained))
     part = rows * width * size
     wide = chunks.wide(rows, on_cpu=tape.ledger.heap is not None) * vocabulary * 4
-    wide = 0 if size == 4 or tape.native else wide
+    wide = 0 if size == 4 else wide
     made = Storage(tape.ledger, head.count * head.size) if head.trained else None
     words = min(vocabulary, chunks.WORDS)
     block = words * width * (size if size == head.size else size + head.size) if head.trained else 0
-    widened = tape.widened(size, rows, (rows, width), (rows, words), (words, width))
-    tape.ledger.pass_by(part, rows * vocabulary * size, max(wide + block, widened))
+    tape.ledger.pass_by(part, rows * vocabulary * size, wide + block)
     return [gradient, made]
 
 

@@ -168,9 +168,8 @@ def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     adapter = load.adapter is not None
     beside = {"adapter": adapter, "bitsandbytes": theirs, "cuda": cuda, "alone": runtime.is_alone(tuned.steps)}
     imported = runtime.resident(attach.method, tuned.arch, **beside)
-    weights = any(f"{name}.weight" in tuned.shapes for name in tuned.expanded.linears())
     size = BYTES[train.autocast or load.dtype]
-    return imported + runtime.kernels(tuned.steps.patch, size, length, weights=weights)
+    return imported + runtime.kernels(tuned.steps.patch, size, length)
 
 
 def _read(tuned: Tuned, base: int) -> int:

@@ -16,7 +16,6 @@ _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libr
 _ADAPTERS = 24 * _MIB  # PEFT
 _BITSANDBYTES = 22 * _MIB  # of a process that is not alone
 _PRODUCTS = 30 * _MIB  # what is compiled or packed for products
-_WIDE = 20 * _MIB  # of products by way of float32, where they make weights' gradients; else next to nothing
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 
@@ -46,12 +45,7 @@ def resident(method: str, arch: Architecture, *, adapter: bool, bitsandbytes: bo
     return _BASE + shared + adapters + (_CUDA if cuda else 0) + _TOKEN * arch.vocabulary
 
 
-def kernels(patch: Patch, size: int, length: int, *, weights: bool) -> int:
-    """Bytes that products of `length` tokens, in numbers of `size` bytes, leave; attention by blocks leaves more.
-
-    `weights`: whether matrices of the model's own train.
-    """
-    if patch.products == "float32":
-        return _WIDE if weights else 0
+def kernels(patch: Patch, size: int, length: int) -> int:
+    """Bytes that products of `length` tokens, in numbers of `size` bytes, leave; attention by blocks leaves more."""
     blocks = patch.attention == BLOCKS and size == 2
     return _PRODUCTS + (_SHAPE * ceil(length / key_step(length)) if blocks else 0)

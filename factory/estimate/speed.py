@@ -51,7 +51,6 @@ def _computed(steps: Steps) -> Iterator[str]:
     yield f"{steps.quantize.bits} bits of {steps.quantize.method}" if steps.quantize.bits else quantizer or "whole"
     table = (  # what differs from the usual
         (patch.compile, "compiled"),
-        (patch.products != "own", f"products in {patch.products}"),
         (patch.kernels != "none", f"{patch.kernels} kernels"),
         (patch.attention != "sdpa", f"{patch.attention} attention"),
         (ranks.strategy != "none", ranks.strategy),

@@ -10,11 +10,10 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.estimate.attention import Shapes
-from factory.estimate.decoder import Decoder, Fused, Numbers
-from factory.estimate.heap import Apart, Glibc, gives_back
+from factory.estimate.decoder import Decoder, Numbers
+from factory.estimate.heap import Glibc, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
-from factory.heads import joined
 from factory.plan import BYTES, Patch, Steps
 from factory.quantizers.spec import stays_quantized
 
@@ -64,20 +63,14 @@ def step(
         compute=None if compute is None else BYTES[compute],
     )
     quantized = stays_quantized(steps.quantize, steps.load.config)
-    four_bits = (steps.quantize.method, steps.quantize.bits) == ("bitsandbytes", 4)
-    low_rank = four_bits or not quantized
     shapes = Shapes(rows=rows, length=length)
-    by_row = joined(steps.train.stage, steps.patch)
     asked = (
         arch,
         trained,
         numbers,
         method,
         steps.patch,
-        steps.train.threads,
         quantized,
-        low_rank,
-        by_row,
         shapes,
         reads,
     )
@@ -101,10 +94,7 @@ def _walk(
     numbers: Numbers,
     method: Any,
     patch: Patch,
-    threads: int,
     quantized: bool,
-    low_rank: bool,
-    by_row: bool,
     batch: Shapes,
     reads: str,
     in_heap: bool,
@@ -114,10 +104,8 @@ def _walk(
     states: tuple[int, ...],
     scratch: tuple[int, ...],
 ) -> Step:
-    heap = Apart() if patch.parts_blocks else Glibc()
-    ledger = Ledger(heap if in_heap else None)
+    ledger = Ledger(Glibc() if in_heap else None)
     tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
-    tape.native, tape.wide, tape.threads = patch.kernels == "native", patch.products == "float32", threads
     decoder = Decoder(
         tape,
         arch,
@@ -127,7 +115,6 @@ def _walk(
         attention=patch.attention,
         group=patch.group_size,
         quantized=quantized,
-        fused=Fused(patch.fused, patch.fuses_linears, patch.fuses_linears and low_rank, by_row),
         recomputed=patch.recomputed(len(arch.blocks)),
         selective=patch.activation_checkpointing == "selective",
         kept=kept,

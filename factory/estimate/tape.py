@@ -10,9 +10,8 @@ it with torch's own hooks on saved tensors.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from factory import chunks
 from factory.estimate.heap import Heap, Place
 
 _SMALL = 32  # bytes; of a tensor's own object, what fits beside another tensor in the heap and keeps holes apart
@@ -64,25 +63,13 @@ class Storage:
 
 
 @dataclass(slots=True, eq=False)
-class Again:
-    """What is made once more in the backward pass (factory.fused); on the way to it there is `half`, in bytes."""
-
-    half: int
-    there: list[Storage] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
 class Tensor:
-    """`count` elements of `size` bytes. `node` is the operation that made it, None where no gradient flows to it.
-
-    `again`: how it is made once more in the backward pass, for all of its readers.
-    """
+    """`count` elements of `size` bytes. `node` is the operation that made it, None where no gradient flows to it."""
 
     storage: Storage
     count: int
     size: int
     node: "Node | None" = None
-    again: Again | None = None
 
     @property
     def bytes(self) -> int:
@@ -97,27 +84,6 @@ class Weight:
     size: int
     trained: bool = False
     kept: int | None = None
-
-
-class Widened(NamedTuple):
-    """Bytes of what a layer reads and makes and of its weight's pieces, where its product is by way of float32."""
-
-    read: int
-    made: int
-    piece: int
-
-    def __bool__(self) -> bool:
-        return self.read > 0
-
-    @property
-    def forwards(self) -> tuple[int, ...]:
-        """At once: what is made is narrowed, half of it on its way, when no piece is there any more."""
-        return self.read, self.made, max(self.piece, self.made // 2)
-
-    @property
-    def back(self) -> tuple[int, ...]:
-        """What is there all the time; beside it are pieces for a moment."""
-        return (self.read, self.made) if self else ()
 
 
 Gradient = Storage | None
@@ -145,9 +111,6 @@ class Tape:
     ledger: Ledger
     recording: bool = True
     frees_gradients: bool = False  # each is stepped as soon as it is whole
-    native: bool = False  # with the kernels in C, which make nothing on the way
-    wide: bool = False  # products of bfloat16 by way of float32
-    threads: int = 1  # that a kernel in C has room for
     nodes: list[Node] = field(default_factory=list)
     gradients: dict[int, Storage] = field(default_factory=dict)
     keeps: list[Storage] | None = None
@@ -174,13 +137,12 @@ class Tape:
         slopes: int | None = None,
         backward: Backward | None = None,
         dear: bool = False,
-        again: int | None = None,
     ) -> Tensor:
         """Makes a tensor. Its backward pass gives each input a gradient of the input's size, unless told otherwise.
 
         `statistics` are bytes, scratch those of blocks that are there at once; those of `trains` that are trained get a
         gradient here, made with numbers of `slopes` bytes, or of their own. What is `dear`, selective checkpointing
-        keeps and does not make again. `again`: readers make it once more, and it goes with its gradient.
+        keeps and does not make again.
         """
         trains = tuple(weight for weight in trains if weight.trained)
         made = Tensor(self.again.pop(0), count, size) if dear and self.again else self.new(count, size)
@@ -196,11 +158,7 @@ class Tape:
             kept.append(Storage(self.ledger, statistics))
         sizes = [value.bytes if value.node else None for value in inputs]
 
-        remade = made.again = None if again is None else Again(again)
-
         def usual(gradient: Storage) -> list[Gradient]:
-            if remade is not None:
-                remade.there.clear()
             found: list[Gradient] = [None if each is None else Storage(self.ledger, each) for each in sizes]
             for weight in trains:
                 self.accumulate(weight, slopes or weight.size)
@@ -270,9 +228,7 @@ class Tape:
     def cast(self, value: Tensor, size: int) -> Tensor:
         if value.size == size:
             return value
-        made = self.operation([value], value.count, size)
-        made.again = value.again
-        return made
+        return self.operation([value], value.count, size)
 
     def detached(self, value: Tensor) -> Tensor:
         return Tensor(value.storage, value.count, value.size)
@@ -330,22 +286,6 @@ class Tape:
     def leave_autocast(self) -> None:
         self._casts.clear()
 
-    def widened(self, size: int, rows: int, *matrices: tuple[int, int]) -> int:
-        """Bytes of a product's matrices, (rows, columns) each, where factory.products makes them wide; else 0.
-
-        `size`: bytes of a number of what is multiplied; `rows`: of that. Of a weight's rows not all are wide at a time.
-        Of fewer than chunks.LEAST nothing is counted, as if the CPU had instructions for bfloat16.
-        """
-        widens = self.wide and size == 2 and chunks.widened(rows)
-        return 4 * sum(height * width for height, width in matrices) if widens else 0
-
-    def widened_layer(self, size: int, rows: int, shape: tuple[int, int], of_weight: int) -> "Widened":
-        """As `widened`, of a layer whose weight, (out, in), has numbers of `of_weight` bytes."""
-        outputs, inputs = shape
-        read, made = (self.widened(size, rows, (rows, width)) for width in (inputs, outputs))
-        piece = self.widened(size, rows, (min(outputs, chunks.PIECE), inputs)) if of_weight < 4 else 0
-        return Widened(read, made, piece)
-
     def product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
         """value @ weight.T with `outputs` columns, in autocast's type."""
         size = self.compute or max(value.size, weight.size)
@@ -355,42 +295,6 @@ class Tape:
         saves = ((value,) if weight.trained else ()) + ((narrow,) if narrow is not None and value.node else ())
         rows = value.count * outputs // (weight.count or 1)
         return self.operation([value], rows * outputs, size, saves=saves, trains=trains, slopes=size, dear=True)
-
-    def fused_product(self, value: Tensor, weight: Weight, outputs: int, *, bias: Weight | None = None) -> Tensor:
-        """As `Linear` of factory.fused: the weight is cast in both directions and kept in neither."""
-        size = self.compute or max(value.size, weight.size)
-        value = self.cast(value, size)
-        rows = value.count * outputs // weight.count
-        wide = self.widened_layer(size, rows, (outputs, weight.count // outputs), weight.size)
-        narrow = weight.count * size if weight.size != size and not wide else 0
-        trains = (weight, *((bias,) if bias is not None and bias.trained else ()))
-        saves, read = self.reading(value) if weight.trained else ((), lambda: None)
-        inner = value.bytes if value.node else None
-
-        def backward(gradient: Storage) -> list[Gradient]:
-            learnt = [(each, Storage(self.ledger, each.count * each.size)) for each in trains if each.trained]
-            there = [Storage(self.ledger, count) for count in wide.back]
-            self.ledger.pass_by(narrow, wide.piece)
-            found: list[Gradient] = [None if inner is None else Storage(self.ledger, inner)]
-            read()
-            if learnt and not there and weight.size != size:
-                self.ledger.pass_by(weight.count * size)
-            there.clear()
-            while learnt:
-                self._keep(*learnt.pop())
-            return found
-
-        scratch = (narrow, *wide.forwards)
-        return self.operation(
-            [value], rows * outputs, size, saves=saves, trains=trains, scratch=scratch, backward=backward
-        )
-
-    def reading(self, value: Tensor) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        """What a fused layer keeps of what it multiplies, and how it is there again in the backward pass."""
-        if value.again is None:
-            return (value,), lambda: None
-        there, sizes = value.again.there, (value.again.half, value.bytes)
-        return (), lambda: None if there else there.extend(Storage(self.ledger, size) for size in sizes)
 
     # --- checkpoints
 

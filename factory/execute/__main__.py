@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from factory.garbage import collect_seldom
-from factory.native.preload import forget
 
 if TYPE_CHECKING:
     from factory.execute.context import Run
@@ -37,7 +36,6 @@ def end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     end_with_parent()
-    forget()
     collect_seldom()  # until all is imported
     from factory.ranks.world import from_environment
     from factory.redact import redacting

@@ -9,24 +9,9 @@ def has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(features().split()))
 
 
-def multiplies_wide() -> bool:
-    """Whether it multiplies float32 faster than bfloat16.
-
-    It does where it has no instructions for that; and Intel's are half as fast as those for float32 where the tiles
-    beside them (AMX) are hidden, as from a virtual machine (docs/measurements.md).
-    """
-    found = set(features().split())
-    hidden = "avx512_fp16" in found and "amx_bf16" not in found and vendor() == "GenuineIntel"
-    return hidden or not has_bf16()
-
-
 def features() -> str:
     """The names of what it can do beyond its kind."""
     return _of_first_core("flags", "Features")
-
-
-def vendor() -> str:
-    return _of_first_core("vendor_id")
 
 
 def name() -> str:

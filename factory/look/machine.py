@@ -11,7 +11,6 @@ from pathlib import Path
 
 from factory.facts import Gpu, Machine
 from factory.look import cgroup, cpu
-from factory.native import build
 from factory.quantizers import spec as quantizers
 
 PACKAGES: tuple[str, ...] = (
@@ -54,7 +53,6 @@ def look_at_machine() -> Machine:
     available = memory.available if granted is None else min(memory.available, granted)
     whole = memory.total if limit is None else min(memory.total, limit)
     asked, (gpus, unread) = os.environ.get("OMP_NUM_THREADS", ""), _gpus(whole, available)
-    native = build.why_not() is None
     return Machine(
         threads=int(asked) if asked.isdigit() and int(asked) else cores,
         available_bytes=available,
@@ -63,9 +61,6 @@ def look_at_machine() -> Machine:
         packages=_packages(),
         hub_token=_has_hub_token(),
         cpu=cpu.name(),
-        multiplies_wide=cpu.multiplies_wide(),
-        native=native,
-        attends=tuple(filter(build.attends, build.NUMBERS)) if native else (),
         hidden=None if gpus else os.environ.get(_VISIBLE),
         memory_bytes=whole,
         unread=unread,

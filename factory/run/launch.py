@@ -21,7 +21,6 @@ from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
 from factory.look import cgroup
 from factory.look.machine import look_at_machine
-from factory.native import preload
 from factory.plan import Plan, to_yaml
 from factory.ranks.spec import SPLIT
 from factory.redact import clean_file
@@ -185,9 +184,8 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     planned = plan.steps.train.ranks
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
     threads = plan.steps.train.threads
-    apart = preload.apart() if plan.steps.patch.parts_blocks and not gathers else {}
     own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {})}
-    environment = {**own, **os.environ, **apart, "OMP_NUM_THREADS": str(threads)}
+    environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
     if resume_from is not None:

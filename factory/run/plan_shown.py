@@ -69,8 +69,7 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     recompute = _RECOMPUTED[patch.activation_checkpointing].format(few)
     groups = f" in groups of {patch.group_size:,} tokens" if patch.group_size else ""
     kernels = "" if patch.kernels == "none" else f", kernels {patch.kernels}"
-    products = "" if patch.products == "own" else f", products in {patch.products}"
-    yield "patch", f"attention {patch.attention}{groups}{kernels}{products}{rope}{recompute}"
+    yield "patch", f"attention {patch.attention}{groups}{kernels}{rope}{recompute}"
     yield "quantize", _quantization(plan)
     if plan.verb == "train":
         share = 100 * parameters.trainable / parameters.total

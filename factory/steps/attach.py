@@ -21,10 +21,8 @@ from factory.steps import mapped, source
 from factory.steps.kernels import (
     compile_layers,
     drop_nothing,
-    join_gradients,
     recompute,
     replace_kernels,
-    replace_linears,
 )
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
@@ -54,8 +52,6 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
         model = _going_on(method, model, plan.load.adapter)
         if rebuilds(run):
             own_base.forget_the_start(model)
-    replace_linears(model, plan.patch)
-    join_gradients(model, plan)
     dtype = getattr(torch, plan.attach.dtype)
     for parameter in [] if registry.hook(_spec(run), "copied") else model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:

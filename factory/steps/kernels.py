@@ -9,7 +9,6 @@ from typing import Any
 from factory.architecture import Architecture
 from factory.estimate.heap import gives_back
 from factory.execute.memory import give_back
-from factory.heads import joined
 from factory.plan import Patch, Steps
 from factory.refusal import refuse
 
@@ -18,16 +17,7 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 
 def replace_kernels(model: Any, plan: Patch) -> None:
-    """Ours or Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
-    from factory import products
-    from factory.native import kernels
-
-    kernels.use(plan.kernels == "native")
-    products.use(plan.products == "float32")
-    if plan.fused:
-        from factory.fused import fuse
-
-        fuse(model, remade=plan.fuses_linears)
+    """Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
     if plan.kernels != "liger":
         return
     from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # an extra
@@ -36,22 +26,6 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:  # the library itself would say nothing
         raise refuse("kernels", "compute.kernels=liger", f"it has no kernels for {kind}")
     monkey_patch._apply_liger_kernel_to_instance(model=model)
-
-
-def replace_linears(model: Any, plan: Patch) -> None:
-    """Ours in place of torch's and PEFT's."""
-    if plan.fuses_linears:
-        from factory.fused import fuse_linears
-
-        fuse_linears(model)
-
-
-def join_gradients(model: Any, plan: Steps) -> None:
-    """Of an embedding that is the head too, its own gradient is added to the head's by row."""
-    if joined(plan.train.stage, plan.patch):
-        from factory.fused import fuse_embedding
-
-        fuse_embedding(model)
 
 
 def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
@@ -180,11 +154,7 @@ def _dear(model: Any) -> list[Any]:
         return products
     return [
         *products,
-        *(
-            getattr(ours, name).default
-            for name in ("attend_blocks", "attend_whole", "attend_native")
-            if hasattr(ours, name)
-        ),
+        *(getattr(ours, name).default for name in ("attend_blocks", "attend_whole") if hasattr(ours, name)),
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,

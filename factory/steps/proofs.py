@@ -4,6 +4,7 @@
 the trained one any more, so that two are never in memory together.
 """
 
+import copy
 import gc
 import json
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, starts_from_weights, taking_out
 from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.feed import autocast, feed
-from factory.steps.kernels import multiplying_as_trained, replace_kernels, replace_linears
+from factory.steps.kernels import multiplying_as_trained, replace_kernels
 from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, is_bare_base, kept, keys_of
@@ -268,7 +269,6 @@ def read_saved(run: Run) -> Any:
         base, _ = read_base(run, config, quantization, taking_out(folder) if own else None)
         replace_kernels(base, plan.patch)  # in 16 bits another order of sums moves single tokens by tenths of a nat
         model = saved_adapter.read(base, folder, wide=plan.attach.dtype == "float32")
-        replace_linears(model, plan.patch)
         if own:
             own_base.forget_the_start(model)
     else:
@@ -373,8 +373,6 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
     """The largest difference as a share of the adapter's largest part; what float32 itself rounds does not count."""
     import torch
 
-    from factory.fused.together import copied_alone
-
     def wide(value: Any) -> Any:
         return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
@@ -384,7 +382,7 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
 
     device = next(layer.parameters()).device.type
     with torch.autocast(device, enabled=False):
-        alike = copied_alone(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
+        alike = copy.deepcopy(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
         alone, apart = answer(alike.get_base_layer()), answer(alike)
         try:
             alike.merge()

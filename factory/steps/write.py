@@ -10,7 +10,6 @@ from factory.inference.room import OWN, Opening, Room, behind
 from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.feed import autocast
-from factory.steps.kernels import replace_linears
 
 
 def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[str, Any]:
@@ -19,8 +18,6 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
 
     plan, asked = run.plan, run.engine
     model = with_adapters(model, run.adapters)
-    if run.adapters:
-        replace_linears(model, plan.steps.patch)
     made = Embedded(
         Model(model, plan.steps.load.device, partial(autocast, plan)),
         numbers=Numbers(asked.prefill, plan.steps.patch.reach),
