@@ -13,12 +13,10 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import product
 from typing import Any
 
-from factory.attention import NATIVE
-from factory.native import build
-
-ATTENTIONS = ("sdpa", "blocks", NATIVE, "s2")
+ATTENTIONS = ("sdpa", "blocks", "s2")
 COLUMNS = ("attention", "tokens", "cpu_s", "us_per_token", "peak_mib", "kib_per_token", "loss")
 MODEL = {
     "hidden_size": 256,
@@ -35,11 +33,9 @@ def cell(attention: str, length: int, options: argparse.Namespace) -> dict[str, 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from factory.attention import register
-    from factory.native import kernels
 
     torch.manual_seed(0)
     register(attention, options.group_size)
-    kernels.use(attention == NATIVE)
     config = AutoConfig.for_model("llama", max_position_embeddings=length, **MODEL)
     config._attn_implementation = attention
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).train()
@@ -69,7 +65,7 @@ def main() -> int:
         "--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384], metavar="TOKENS"
     )
     parser.add_argument("--group-size", type=int, default=1024, help="tokens in a group of s2 (1024)")
-    parser.add_argument("--only", nargs="+", choices=ATTENTIONS, help="these kinds (all that run here)")
+    parser.add_argument("--only", nargs="+", choices=ATTENTIONS, help="these kinds (all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model (float32)")
     parser.add_argument("--documents", type=int, default=0, metavar="TOKENS", help="isolated documents of this length")
     parser.add_argument("--repeat", type=int, default=3, help="passes, of which the fastest counts (3)")
@@ -79,16 +75,14 @@ def main() -> int:
         attention, length = options.cell
         print(json.dumps(cell(attention, int(length), options)))
         return 0
-    in_c = build.why_not() is None and build.attends(options.dtype)
-    if options.only and NATIVE in options.only and not in_c:
-        parser.error(f"native: none of {options.dtype} here: the CPU lacks its instructions, or there is no C compiler")
-    kinds = options.only or [kind for kind in ATTENTIONS if kind != NATIVE or in_c]
     print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n")
     shared = [
         f"--{name.replace('_', '-')}={getattr(options, name)}"
         for name in ("group_size", "repeat", "dtype", "documents")
     ]
-    for attention, length in ((attention, length) for attention in kinds for length in options.lengths):
+    for attention, length in (
+        (attention, length) for attention in options.only or ATTENTIONS for length in options.lengths
+    ):
         command = [sys.executable, __file__, *shared, "--cell", attention, str(length)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         result = json.loads(done.stdout.splitlines()[-1])

@@ -16,9 +16,7 @@ import torch
 from embedded import embedded_model
 
 import factory
-from factory import fused, products
 from factory.look import cpu
-from factory.native import build, kernels
 from factory.rollouts.sample import Sampling, sample
 
 
@@ -36,13 +34,9 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     folder = embedded_model()
-    kernels.use(build.why_not() is None)
-    products.use(cpu.multiplies_wide())
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
     base.generation_config.eos_token_id = None  # each answer is as long as the next: they are compared token by token
-    fused.fuse(base)
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear")).eval()
-    fused.fuse_linears(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = Path(factory.__file__).parent / "demo" / "messages.jsonl"
     said = [json.loads(line)["instruction"] for line in file.read_text().splitlines()[: options.prompts]]

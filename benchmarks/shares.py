@@ -5,8 +5,8 @@
     python benchmarks/shares.py --top 25 --only pt.lora    # and the operators that take most
 
 Each job is a process of its own that executes a plan; torch's profiler watches a few steps after the first two. A share
-is of the time on the clock: of attention, of `products` of matrices (those in C too), of each other kind of operator,
-of the other kernels `in C`, and of what is between them, `Python` and the profiler itself. `limit` is the time of the
+is of the time on the clock: of attention, of `products` of matrices, of each other kind of operator, and of what is
+between them, `Python` and the profiler itself. `limit` is the time of the
 estimate's FLOPs at the speed of one product of the model's largest layer, measured in the same process, for as many
 tokens as the steps had; `utilisation` is that limit over the step's time without the profiler.
 """
@@ -19,13 +19,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from factory.native import preload
 from factory.run.launch import ENVIRONMENT
 
 COMMON = (
@@ -53,11 +51,10 @@ NO_REFERENCE = (
 )
 REWARD = "def reward(completions, **others):\n    return [float(len(answer)) for answer in completions]\n"
 SKIPPED, WATCHED = 2, 4  # steps
-# the first kind whose word is in an operator's name; a kernel in C has that of its function
+# the first kind whose word is in an operator's name
 KINDS = {
-    "attention": ("attention", "C::attend"),
-    "products": ("mm", "bmm", "linear", "matmul", "convolution", "dot", "C::multiply", "C::few"),
-    "in C": ("C::",),
+    "attention": ("attention",),
+    "products": ("mm", "bmm", "linear", "matmul", "convolution", "dot"),
     "4-bit weights": ("dequantize", "quantize"),
     "optimizer": ("adam", "_foreach", "lerp", "svd", "qr", "linalg"),
     "copies and types": ("copy_", "to_copy", "clone", "contiguous", "cat", "fill_", "zero", "empty", "resize"),
@@ -81,7 +78,6 @@ def watch(folder: Path) -> dict[str, Any]:
 
     def begin(engine: Any, step: int, *rest: Any) -> None:
         if step == SKIPPED + WATCHED:
-            name_kernels()
             watcher.__enter__()
         elif step == SKIPPED + 2 * WATCHED:
             watcher.__exit__(None, None, None)
@@ -100,25 +96,6 @@ def watch(folder: Path) -> dict[str, Any]:
         "operators": operators,
         "flops_a_second": speed(torch),
     }
-
-
-def name_kernels() -> None:
-    """Lets the profiler see the kernels in C."""
-    from torch.profiler import record_function
-
-    from factory.native import kernels
-
-    def named(name: str, kernel: Any) -> Callable[..., Any]:
-        def call(*given: Any) -> Any:
-            with record_function(f"C::{name}"):
-                return kernel(*given)
-
-        return call
-
-    for library in kernels._libraries.values():
-        for name, kernel in list(vars(library).items()):
-            if isinstance(kernel, library._FuncPtr):
-                setattr(library, name, named(name, kernel))
 
 
 def speed(torch: Any) -> float:
@@ -151,7 +128,7 @@ def measured(stage: str, method: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "factory_shares.py").write_text(REWARD)
         path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-        environment = {**ENVIRONMENT, **os.environ, **preload.apart(), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         folder = Path(place) / "run"
         folder.mkdir()
         command = [sys.executable, "-m", "factory", "plan", *words, "plan.format=yaml", f"hydra.run.dir={folder}"]

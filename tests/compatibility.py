@@ -5,7 +5,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -79,10 +78,7 @@ def _of_stage(stage: str) -> compose.Composed:
 def _facts(stage: str, device: str) -> Facts:
     with pretended.facts(_MACHINES[device]):
         chosen, _, _ = _read(_of_stage(stage).tree)
-        found = look(chosen, set(), training=False)
-    if device == "cuda":
-        return found
-    return replace(found, machine=replace(found.machine, native=True, attends=("float32", "bfloat16")))
+        return look(chosen, set(), training=False)
 
 
 def _read(tree: dict[str, Any]) -> tuple[settings.Settings, list[Any], set[str]]:

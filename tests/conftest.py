@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ import pytest
 import tiny
 from commands import Command
 
-from factory import cache, cli, compose
+from factory import cli, compose
 from factory.look import machine as look
 from factory.plan import Plan, Ranks, Train, to_yaml
 from factory.refusal import Refusal, UserError
@@ -69,11 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def empty_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder from now on, with nothing in it but the kernels in C: to make them takes seconds each time."""
-    made = cache.folder() / "native"
-    made.mkdir(parents=True, exist_ok=True)
+    """A cache folder from now on, with nothing in it."""
     folder.mkdir()
-    (folder / "native").symlink_to(made.absolute())
     monkeypatch.setenv("FACTORY_CACHE", str(folder))
     return folder
 
@@ -91,43 +87,6 @@ def _little_to_collect() -> None:
     """A run collects garbage before it reads what it saved: what outlives a module of tests is not looked through."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _by_torch() -> Iterator[None]:
-    """A plan that was executed in a test may have left the kernels in C in use, and wide products."""
-    yield
-    for name in ("factory.native.kernels", "factory.products"):
-        if name in sys.modules:
-            sys.modules[name].use(False)
-
-
-@pytest.fixture(params=["torch", "C"])
-def computed(request: pytest.FixtureRequest) -> str:
-    """What is computed by torch, and then by the kernels in C."""
-    from factory.native import build, kernels
-
-    if request.param == "C" and build.compiler() is None:  # one that fails is a failure
-        pytest.skip("there is no C compiler")
-    kernels.use(request.param == "C")
-    return request.param
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """How many torch has, with the kernels in C in use."""
-    import torch
-
-    from factory.native import build, kernels
-
-    if build.compiler() is None:
-        pytest.skip("there is no C compiler")
-    before = torch.get_num_threads()
-    kernels.use(True)
-    torch.set_num_threads(request.param)
-    torch.manual_seed(0)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

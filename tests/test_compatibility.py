@@ -43,8 +43,6 @@ def test_the_page_is_as_the_rules_are() -> None:
         ((("method", "lora"), ("quantization", "bitsandbytes 4")), ()),
         ((("method", "qlora"), ("quantization", "none")), ("qlora-needs-bits",)),
         ((("precision", "fp16"), ("device", "cpu")), ("fp16-on-cpu",)),
-        ((("attention", "native"), ("device", "cpu")), ()),
-        ((("attention", "native"), ("device", "cuda")), ("attention-in-c",)),
         ((("precision", "fp32"), ("attention", "flash_attention_2")), ("flash-precision",)),
     ],
 )

@@ -8,7 +8,7 @@ import covering
 import pytest
 
 ROWS = covering.read()
-ELSEWHERE = {"fp16", "flash_attention_2", "flash_attention_3", "native"}  # on a GPU, or with the kernels in C
+ELSEWHERE = {"fp16", "flash_attention_2", "flash_attention_3"}  # on a GPU
 FEW = ROWS[:: len(ROWS) // 40][:40]
 
 

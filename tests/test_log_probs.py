@@ -16,8 +16,6 @@ from factory import chunks, losses
 from factory.logits import TRANSFORMS, head_of
 from factory.losses import LinearLogProbs, causal_lm, sequence_log_probs, token_log_probs
 
-BOTH_WAYS = pytest.mark.usefixtures("computed")
-
 VOCABULARY, WIDTH = 13, 8
 TRAINED = [(True, True, True), (True, False, False), (False, True, False), (False, False, True), (False, True, True)]
 
@@ -98,7 +96,6 @@ def test_slopes_of_slopes_are_refused() -> None:
         slopes.sum().backward()
 
 
-@BOTH_WAYS
 def test_bfloat16_logits_keep_the_gradients_types() -> None:
     hidden, weight, bias, target = problem(20, dtype=torch.float32)
     values = LinearLogProbs.apply(hidden, weight, target, torch.bfloat16, bias, 2.0, 1.5)
@@ -208,7 +205,6 @@ def test_a_frozen_head_goes_back_as_often_as_it_is_asked() -> None:
     torch.testing.assert_close(2 * first, second)
 
 
-@BOTH_WAYS
 def test_a_frozen_heads_slopes_are_rounded_no_worse() -> None:
     """Of tokens whose gradients differ by orders of magnitude, beside those of float64."""
     dtype = torch.bfloat16
@@ -260,7 +256,6 @@ def model(tiny_model: Path) -> Any:
 KINDS = ["llama", "gemma2", "cohere", "granite", "phi", "gpt2", "qwen3", "opt", "dbrx"]
 
 
-@BOTH_WAYS
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_models_own_logits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, in chunks of a few tokens, with the gradients of all parameters."""
@@ -309,7 +304,6 @@ def test_an_unknown_heads_logits_are_widened_by_chunks(model: Any, monkeypatch: 
     torch.testing.assert_close(token_log_probs(narrow, batch)[0], own(narrow, batch), rtol=1e-6, atol=1e-6)
 
 
-@BOTH_WAYS
 @pytest.mark.parametrize("known", [True, False])
 def test_sums_of_rows(model: Any, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not known:
@@ -322,7 +316,6 @@ def test_sums_of_rows(model: Any, known: bool, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(-sums.sum(), causal_lm(model, batch), rtol=1e-6, atol=1e-5)
 
 
-@BOTH_WAYS
 def test_gradients_are_those_of_the_loss(model: Any) -> None:
     parameters = list(model.parameters())
     sums, _ = sequence_log_probs(model, given_batch())
@@ -331,7 +324,6 @@ def test_gradients_are_those_of_the_loss(model: Any) -> None:
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
 
 
-@BOTH_WAYS
 @pytest.mark.parametrize("known", [True, False])
 def test_a_batch_without_a_trained_token(model: Any, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not known:
@@ -350,7 +342,6 @@ def test_weights_have_no_part_in_a_probability(model: Any) -> None:
     assert torch.equal(token_log_probs(model, weighted)[0], token_log_probs(model, batch)[0])
 
 
-@BOTH_WAYS
 @pytest.mark.parametrize(("dtype", "taken"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
 def test_autocast_as_in_the_loss(
     model: Any, dtype: torch.dtype, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -372,7 +363,6 @@ def test_autocast_as_in_the_loss(
     assert set(seen) == {taken}
 
 
-@BOTH_WAYS
 def test_without_gradients_nothing_is_made_for_them(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slopes are made in the backward pass alone."""
     add, calls = losses._Gradients.add, []

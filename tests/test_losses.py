@@ -12,8 +12,6 @@ from transformers import AutoModelForCausalLM
 from factory import chunks, losses
 from factory.losses import LinearCrossEntropy, causal_lm, row_losses
 
-BOTH_WAYS = pytest.mark.usefixtures("computed")
-
 
 def _problem(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
@@ -119,7 +117,6 @@ def test_how_many_logits_are_wide_at_a_time_changes_no_gradient(function: Any, m
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
-@BOTH_WAYS
 def test_bfloat16_logits_keep_the_gradients_types() -> None:
     hidden, weight, target = _problem(20, torch.float32)
     chunked = LinearCrossEntropy.apply(hidden, weight, target, torch.bfloat16)
@@ -161,7 +158,6 @@ def _trained(labels: Any) -> int:
     return int((labels[:, 1:] != -100).sum())
 
 
-@BOTH_WAYS
 def test_causal_lm_equals_the_models_own_loss(model: Any) -> None:
     batch = _batch()
     own = model(**batch).loss * _trained(batch["labels"])
@@ -185,7 +181,6 @@ def test_causal_lm_reads_through_peft(model: Any) -> None:
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-@BOTH_WAYS
 def test_causal_lm_counts_a_token_as_its_weight_says(model: Any) -> None:
     ids = torch.randint(0, model.config.vocab_size, (2, 9))
     weights = torch.tensor([[1.0] * 9, [0.25] * 9])
@@ -194,7 +189,6 @@ def test_causal_lm_counts_a_token_as_its_weight_says(model: Any) -> None:
     torch.testing.assert_close(both, each[0] + 0.25 * each[1], rtol=1e-5, atol=1e-5)
 
 
-@BOTH_WAYS
 def test_causal_lm_is_the_sum_of_surprises(model: Any) -> None:
     """Sum over trained tokens of -log softmax, said in NumPy."""
     batch = _batch()
@@ -209,7 +203,6 @@ def test_causal_lm_is_the_sum_of_surprises(model: Any) -> None:
     assert mine == pytest.approx(total, rel=1e-6)
 
 
-@BOTH_WAYS
 def test_rows_add_up_to_the_loss(model: Any) -> None:
     """Each row's own loss, alone; weights included, and a row of which nothing is trained."""
     batch = _batch()
@@ -222,7 +215,6 @@ def test_rows_add_up_to_the_loss(model: Any) -> None:
     torch.testing.assert_close(found.sum(), causal_lm(model, batch), rtol=1e-6, atol=1e-5)
 
 
-@BOTH_WAYS
 def test_evaluation_computes_no_gradients(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trained head costs nothing more when its perplexity is measured."""
     add, calls = losses._Gradients.add, []

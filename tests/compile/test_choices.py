@@ -17,8 +17,7 @@ H100, T4, MI300X = (
     for name, capability in (("NVIDIA H100 80GB HBM3", 9.0), ("Tesla T4", 7.5), ("AMD gfx942", 9.4))
 )
 ROCM, NPU = {"packages": HERE | {"rocm": "7.1"}}, {"packages": HERE | {"torch-npu": "2.9.0"}}
-FAST = {"gpus": (), "cpu_bf16": True, "multiplies_wide": False}
-FASTER_WIDE = FAST | {"multiplies_wide": True}
+FAST = {"gpus": (), "cpu_bf16": True}
 # what the machine has, what is asked for, and the device and type of the frozen weights with words of the reason
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, str, str]]] = {
     "an NVIDIA card that has bfloat16": (
@@ -50,11 +49,6 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, str, str]]] =
     ),
     "the CPU beside it": (FAST | ROCM, ("hardware=cpu",), ("cpu", "bfloat16", "bf16, as this CPU multiplies")),
     "a CPU with bfloat16": (FAST, (), ("cpu", "bfloat16", "bf16, as this CPU multiplies bfloat16 natively (")),
-    "a CPU that is faster at float32": (
-        FASTER_WIDE,
-        (),
-        ("cpu", "bfloat16", "bf16, as this CPU has bfloat16, half the bytes, and is faster at products in float32"),
-    ),
     "a CPU without": (FAST | {"cpu_bf16": False}, (), ("cpu", "float32", "fp32, as this CPU has no bfloat16")),
     "an Ascend NPU": (
         FAST | NPU,
@@ -102,26 +96,6 @@ def test_a_named_precision_is_taken_on_an_amd_card(machine: Callable[..., None])
     plan = compiled("model=llama2_7b", "precision=bf16", training=False)
     assert plan.steps.load.dtype == "bfloat16"
     assert not any(note.startswith("precision=auto") for note in plan.notes)
-
-
-@pytest.mark.parametrize(
-    ("has", "words", "products"),
-    [
-        (FASTER_WIDE, "precision=bf16", "float32"),
-        (FASTER_WIDE, "precision=pure_bf16", "float32"),
-        (FASTER_WIDE, "precision=bf16 compute.products=own", "own"),
-        (FASTER_WIDE, "precision=fp32", "own"),
-        (FASTER_WIDE, "precision=bf16 compute.kernels=none", "own"),  # layers are the model's own
-        (FAST, "precision=bf16", "own"),
-        (FAST, "precision=bf16 compute.products=float32", "float32"),
-        (FASTER_WIDE | {"gpus": (H100,)}, "precision=bf16 hardware=single_gpu", "own"),
-    ],
-)
-def test_products_are_computed_as_the_cpu_is_faster(
-    has: dict[str, Any], words: str, products: str, machine: Callable[..., None]
-) -> None:
-    machine(**has)
-    assert compiled(*words.split(), training=False).steps.patch.products == products
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ GPU = ("hardware=single_gpu", "precision=bf16", "tracking=none")
 def there(cards: int = 8, without: str = "", **changes: Any) -> Machine:
     """A machine with so many cards, and with every package but one."""
     packages = {name: version for name, version in EVERY.items() if name != without}
-    return replace(look_at_machine(), gpus=(CARD,) * cards, packages=packages, native=True, **changes)
+    return replace(look_at_machine(), gpus=(CARD,) * cards, packages=packages, **changes)
 
 
 def planned(model: Path, *overrides: str) -> Plan:
@@ -81,14 +81,6 @@ def test_memory_is_what_is_free_here(tiny_model: Path) -> None:
         return [found.rule for found in lacking(made, machine, launched=True)]
 
     assert on(exact) == [] and on(exact - 1) == ["memory"]
-
-
-def test_kernels_in_c(tiny_model: Path) -> None:
-    made = planned(tiny_model)
-    patch = replace(made.steps.patch, kernels="native")
-    made = replace(made, steps=replace(made.steps, patch=patch))
-    assert lacking(made, there(), launched=False) == []
-    assert [found.rule for found in lacking(made, replace(there(), native=False), launched=False)] == ["native-kernels"]
 
 
 @pytest.mark.parametrize("launched", [False, True])

@@ -443,10 +443,6 @@ TABLE = (
         "method.learning_rate=1e-4",
         "stage=dpo stage.learning_rate=1e-4",
     ),
-    row("native-kernels", "compute.kernels=native", "compute.kernels=fused", machine={"native": False}),
-    row("products", "compute.products=float32 precision=fp32", "compute.products=float32 precision=bf16"),
-    row("products", "compute.products=float32 precision=bf16 compute.kernels=none", "compute.kernels=none"),
-    row("products", "compute.products=float32 {gpu}", on_gpu("compute.products=auto {gpu}"), machine=WITH_GPU),
     row(
         "recomputed-layers",
         "compute.activation_checkpointing=false compute.recomputed_layers=2",
@@ -570,8 +566,6 @@ TABLE = (
     row("s2-reference", "{groups} {short} {scored} stage.beta=0 {s2}", "{groups} {short} {scored}"),
     row("attention-of-model", "{gemma2} compute.attention=sdpa", "{gemma2}", "{gemma2} compute.attention=eager"),
     row("attention-of-model", "{gemma2} {s2}", "{s2} method=full"),
-    row("attention-in-c", "compute.attention=native", "compute.attention=blocks", machine={"attends": ()}),
-    row("attention-in-c", "compute.attention=native compute.kernels=fused", "compute.attention=blocks"),
     row(
         "rope-missing",
         "{opt} model.rope_scaling=linear data.max_length=300",

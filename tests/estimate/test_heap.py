@@ -72,13 +72,13 @@ def test_small_blocks_are_counted_wherever_they_lie() -> None:
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, [0, 1]), (30, [0, 15])])
 def test_the_heap_is_given_back_where_layers_are_recomputed(layers: int, expected: list[int]) -> None:
-    def turns(recomputed: int, *, compiled: bool = False, parts: bool = False) -> list[int]:
-        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed, compile=compiled, parts_blocks=parts)
+    def turns(recomputed: int, *, compiled: bool = False) -> list[int]:
+        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed, compile=compiled)
         return [*gives_back(patch, layers)]
 
     assert turns(layers) == expected
     assert turns(1) == [0]
-    assert turns(0) == turns(layers, compiled=True) == turns(layers, parts=True) == []
+    assert turns(0) == turns(layers, compiled=True) == []
 
 
 @pytest.mark.parametrize("kept", ["true", "selective"])
@@ -89,7 +89,7 @@ def test_before_a_layer_runs_for_the_first_time_and_again(
 
     from factory.steps import kernels
 
-    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32", "compute.kernels=fused")
+    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32")
     done = execute("method=full", f"compute.activation_checkpointing={kept}", *short)
     times: list[int] = []
     monkeypatch.setattr(kernels, "give_back", lambda: times.append(len(times)))

@@ -126,19 +126,15 @@ def test_a_record_without_an_optimizer_counts_where_there_is_no_other(plan: Plan
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        ("method=lora stage=pt compute.products=own", "pt, lora, whole, adamw"),
+        ("method=lora stage=pt", "pt, lora, whole, adamw"),
         ("method=lora stage=pt stage.optimizer=sgd", "pt, lora, whole, sgd"),
         (
             "method=full stage=pt stage.optimizer=muon stage.gradient_accumulation_steps=8",
             "pt, full, whole, muon with its products after 8 micro-batches",
         ),
-        (
-            "method=lora stage=pt precision=bf16 compute.kernels=fused compute.products=float32",
-            "pt, lora, whole, products in float32, fused kernels, adamw",
-        ),
         ("method=lora stage=pt compute.attention=eager", "pt, lora, whole, eager attention, adamw"),
-        ("method=qlora stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes, adamw"),
-        ("method.quantization.bits=4 stage=dpo compute.products=own", "dpo, lora, 4 bits of bitsandbytes, adamw"),
+        ("method=qlora stage=dpo", "dpo, lora, 4 bits of bitsandbytes, adamw"),
+        ("method.quantization.bits=4 stage=dpo", "dpo, lora, 4 bits of bitsandbytes, adamw"),
         ("method=full compute.compile=true precision=fp32", "sft, full, whole, compiled, adamw"),
     ],
 )

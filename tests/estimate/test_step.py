@@ -1,7 +1,5 @@
 """What a tape says of a training step against what torch keeps and allocates in one."""
 
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +13,6 @@ from conftest import compiled
 from factory import registry
 from factory.architecture import architecture
 from factory.estimate.step import Step, step
-from factory.native import build
 from factory.plan import Plan
 from factory.steps.attach import method_settings
 
@@ -41,19 +38,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-_computed = ContextVar("_computed", default=("fused", "own"))
-
-
-@pytest.fixture(autouse=True, params=[("fused", "own"), ("native", "own"), ("fused", "float32")], ids="-".join)
-def computed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """By which kernels, and products of bfloat16 in which type."""
-    if "native" in request.param and build.compiler() is None:
-        pytest.skip("there is no C compiler")
-    before = _computed.set(request.param)
-    yield
-    _computed.reset(before)
-
-
 @dataclass
 class Found:
     saved: int  # bytes that autograd keeps at the forward pass's end
@@ -71,14 +55,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _plan(models: Path, kind: str, words: str) -> Plan:
-    kernels, products = _computed.get()
-    can = "bf16" in words and "kernels=none" not in words
     return compiled(
         f"model.path={_folder(models, kind)}",
         "hardware=cpu",
         f"data.max_length={LENGTH}",
-        f"compute.kernels={kernels}",
-        f"compute.products={products if can else 'own'}",
         *words.split(),
         training=False,
     )
@@ -110,7 +90,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     from transformers import AutoModelForCausalLM
 
     from factory import attention
-    from factory.steps.kernels import join_gradients, recompute, replace_kernels, replace_linears
+    from factory.steps.kernels import recompute, replace_kernels
 
     steps = plan.steps
     attention.register(steps.patch.attention, steps.patch.group_size)
@@ -122,8 +102,6 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     model.requires_grad_(False)
     arch = architecture(steps.load.config)
     model = registry.run("methods", steps.attach.method).attach(model, _settings(plan), steps.attach, arch)
-    replace_linears(model, steps.patch)
-    join_gradients(model, steps)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))
@@ -211,10 +189,9 @@ def test_a_step_is_what_torch_allocates(models: Path, words: str) -> None:
     _allocates(models, "llama", words)
 
 
-@pytest.mark.parametrize("more", ["", "compute.kernels=none"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_head_that_is_the_embedding_has_one_gradient(models: Path, precision: str, more: str) -> None:
-    _allocates(models, "tied", f"method=full precision={precision} {more}")
+def test_a_head_that_is_the_embedding_has_one_gradient(models: Path, precision: str) -> None:
+    _allocates(models, "tied", f"method=full precision={precision}")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])

@@ -11,13 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
-from child_environment import environment_of
 from commands import PATIENCE, Command, customized, metrics, steps, wait_for
 from conftest import compiled
 
 from factory.execute import __main__ as child_main
 from factory.execute.report import ADVICE
-from factory.native import build
 from factory.refusal import refuse
 from factory.run import launch
 from factory.run.folder import MANIFEST, RunFolder, at_step
@@ -434,17 +432,6 @@ def test_what_was_started_from_another_folder_goes_on_from_there(
     gone = command("resume", "new")
     assert (gone.code, gone.rules) == (2, ["start-missing"]) and f"{start.resolve()}: it is gone" in gone.err
     assert len(asked) == 3
-
-
-@pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
-@pytest.mark.parametrize("kernels", ["native", "fused"])
-def test_what_a_user_preloads_comes_before_what_we_do(
-    kernels: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = compiled(f"model.path={tiny_model}", "hardware=cpu", f"compute.kernels={kernels}")
-    ours = f":{build.heap()}" if kernels == "native" else ""
-    monkeypatch.setenv("LD_PRELOAD", "libm.so.6")
-    assert environment_of(plan, tmp_path, monkeypatch)["LD_PRELOAD"] == f"libm.so.6{ours}"
 
 
 def test_a_step_is_a_line_however_wide_the_screen(

@@ -171,9 +171,7 @@ def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
         arch = architecture(model.config.to_dict())
         for name in arch.layer_tensors(1):
             model.get_parameter(name).requires_grad_(True)
-        patch: Any = SimpleNamespace(
-            activation_checkpointing=again, recomputed_layers=None, compile=False, parts_blocks=False
-        )
+        patch: Any = SimpleNamespace(activation_checkpointing=again, recomputed_layers=None, compile=False)
         patch.recomputed = partial(Patch.recomputed, patch)
         recompute(model, SimpleNamespace(patch=patch, load=SimpleNamespace(device="cpu")), arch)  # type: ignore[arg-type]
         for name in arch.linears() | arch.part_linears:
