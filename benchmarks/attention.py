@@ -80,9 +80,7 @@ def main() -> int:
         f"--{name.replace('_', '-')}={getattr(options, name)}"
         for name in ("group_size", "repeat", "dtype", "documents")
     ]
-    for attention, length in (
-        (attention, length) for attention in options.only or ATTENTIONS for length in options.lengths
-    ):
+    for attention, length in product(options.only or ATTENTIONS, options.lengths):
         command = [sys.executable, __file__, *shared, "--cell", attention, str(length)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         result = json.loads(done.stdout.splitlines()[-1])
