@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-from factory.garbage import seldom_collected
 from factory.outlet import open_closed
 from factory.stopping import answer, asking
 from factory.tied import tie
@@ -57,8 +56,7 @@ def _deaf() -> None:
 
 def _run() -> int:
     try:
-        with seldom_collected():
-            from factory.cli import main as cli
+        from factory.cli import main as cli
     except Exception as error:  # a broken library may raise anything
         if sys.argv[1:2] == ["doctor"]:
             from factory.doctor import main as doctor

@@ -44,7 +44,6 @@ LONGEST = (
     "ranks/test_launched.py",
     "test_dead_keys.py",
     "compose/test_compose.py",
-    "execute/test_lean.py",
     "run/test_chain.py",
     "stages/test_rm.py",
     "look/test_walked.py",
@@ -136,11 +135,8 @@ class Said:
 
 
 @pytest.fixture
-def command(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+def command(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """The command line, within this process."""
-    from factory.execute import lean
-
-    monkeypatch.setattr(lean, "imports", lambda *_plans, **_more: None)  # the process of tests is for all plans
 
     def command(*arguments: str) -> Said:
         code = cli.main(list(arguments))

@@ -14,7 +14,7 @@ from factory.chat.talk import HELP, Talk, Wrong
 from factory.data.read.wrong import byte_words
 from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
-from factory.inference.room import Piece, Room, libraries, opened, to_stderr
+from factory.inference.room import Piece, Room, opened, to_stderr
 from factory.inference.text import written
 from factory.inference.types import Done, Stopping
 from factory.plan import Plan
@@ -101,8 +101,6 @@ def speakers_of(sides: list[Asked], settings: Settings) -> list[Speaker]:
                 found[number] = Speaker(title, room, name)
                 continue
         to_stderr(f"Reading {title} …")
-        if not rooms:
-            libraries(settings.engine, *(each.plan for each in sides))
         room = opened(each.plan, settings.engine, {}, title, to_stderr)
         rooms.setdefault(of_base, room)
         found[number] = Speaker(title, room, title)

@@ -1,18 +1,12 @@
 """Where blocks lie, by their sizes, so how high a heap grows: what is freed is not given back (run/launch.py).
 
-A block takes the smallest free stretch that holds it, and its rest stays free; neighbours that are free are one.
-
-`Glibc`: so it does for large requests (_int_malloc). torch asks for blocks that start at a multiple of 64, and glibc
-looks for a stretch with room to move them (_int_memalign): the hole that a tensor leaves holds no other of its size.
-
-`Apart`: as native/heap.c has it, whose every block starts at such a multiple.
+glibc gives a large request the smallest free stretch that holds it, whose rest stays free (_int_malloc); neighbours
+that are free are one. torch asks for blocks that start at a multiple of 64, and glibc looks for a stretch with room to
+move them (_int_memalign): the hole that a tensor leaves holds no other of its size.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
-from typing import Protocol
 
-from factory.native import LARGE, UNIT
 from factory.plan import Patch
 
 _ALIGNMENT, _SMALLEST, _UNIT, _HEADER = 64, 32, 16, 16  # bytes
@@ -32,65 +26,50 @@ def gives_back(patch: Patch, layers: int) -> range:
     return range(0, recomputed, max(1, recomputed // _TURNS))
 
 
-class Heap(Protocol):
-    """`peak` is the most that was resident of it, in bytes."""
-
-    peak: int
-
-    def take(self, count: int) -> Place:
-        """A block of so many bytes at a multiple of 64."""
-        ...
-
-    def take_small(self, count: int) -> Place:
-        """A block wherever it fits."""
-        ...
-
-    def give(self, start: int, size: int) -> None: ...
-
-    def give_back(self) -> None:
-        """What is free is not resident any more (malloc_trim), until it is used again."""
-        ...
-
-
-class _Resident:
-    """Which addresses below `top` have memory. `beside` is resident elsewhere."""
+class Heap:
+    """`top` is how high it has grown, `peak` the most that was resident of it, both in bytes."""
 
     def __init__(self) -> None:
-        self.top = self.peak = self.beside = 0
+        self.top = self.peak = 0
         self._absent: list[Place] = []  # stretches without memory, sorted, start and end
         self.missing = 0  # bytes of them
-
-    def touch(self, start: int, end: int) -> None:
-        """Used again, or for the first time."""
-        at = max(0, bisect_left(self._absent, (start, -1)) - 1)
-        while at < len(self._absent) and self._absent[at][0] < end:
-            first, last = self._absent[at]
-            left = [(one, other) for one, other in ((first, min(last, start)), (max(first, end), last)) if one < other]
-            self._absent[at : at + 1] = left
-            self.missing -= last - first - sum(other - one for one, other in left)
-            at += len(left)
-        self.grown()
-
-    def grown(self) -> None:
-        self.peak = max(self.peak, self.top - self.missing + self.beside)
-
-    def left(self, free: Iterable[Place]) -> None:
-        """All that is free, start and end, has no memory any more."""
-        self._absent = sorted(free)
-        self.missing = sum(end - start for start, end in self._absent)
-
-
-class _Fitted(_Resident):
-    """A block takes the smallest free stretch that holds it, the first of several; free neighbours are one."""
-
-    def __init__(self) -> None:
-        super().__init__()
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # of free stretches: start to size
         self._ends: dict[int, int] = {}  # end to start
 
+    def take(self, count: int) -> Place:
+        """Place a block of `count` bytes at a multiple of 64."""
+        size = _block(count)
+        start, whole = self._stretch(size + _ALIGNMENT + _SMALLEST)
+        moved = start
+        if (start + _HEADER) % _ALIGNMENT:
+            moved = -(-(start + _HEADER) // _ALIGNMENT) * _ALIGNMENT - _HEADER
+            moved += _ALIGNMENT if moved - start < _SMALLEST else 0
+            self.give(start, moved - start)
+        return self._placed(moved, start + whole - moved, size)
+
+    def take_small(self, count: int) -> Place:
+        """Place a block of `count` bytes wherever it fits."""
+        return self._placed(*self._stretch(_block(count)), _block(count))
+
+    def give(self, start: int, size: int) -> None:
+        """Free a block; free neighbours become one stretch."""
+        if (before := self._ends.get(start)) is not None:
+            self._forget(start - before, before)
+            start, size = before, size + start - before
+        if (after := self._starts.get(start + size)) is not None:
+            self._forget(after, start + size)
+            size += after
+        insort(self._free, (size, start))
+        self._starts[start], self._ends[start + size] = size, start
+
+    def give_back(self) -> None:
+        """Release the memory of all free stretches to the system (malloc_trim), until they are used again."""
+        self._absent = sorted((start, start + size) for size, start in self._free)
+        self.missing = sum(end - start for start, end in self._absent)
+
     def _stretch(self, size: int) -> Place:
-        """A free one of at least so many bytes, or new ones."""
+        """Return the smallest free stretch of at least `size` bytes, or new ones at the top."""
         at = bisect_left(self._free, (size, -1))
         if at < len(self._free):
             found, start = self._free[at]
@@ -102,68 +81,28 @@ class _Fitted(_Resident):
         self.top = start + size
         return start, size
 
-    def _cut(self, start: int, whole: int, size: int) -> Place:
-        """The block of `size` bytes at the start of a stretch of `whole`, whose rest is free."""
+    def _placed(self, start: int, whole: int, size: int) -> Place:
+        """Cut the block from the start of a stretch of `whole` bytes; a rest that holds no block stays with it."""
+        size = whole if whole - size < _SMALLEST else size
         if whole > size:
             self.give(start + size, whole - size)
-        self.touch(start, start + size)
+        self._touch(start, start + size)
         return start, size
 
-    def give(self, start: int, size: int) -> None:
-        if (before := self._ends.get(start)) is not None:
-            self._forget(start - before, before)
-            start, size = before, size + start - before
-        if (after := self._starts.get(start + size)) is not None:
-            self._forget(after, start + size)
-            size += after
-        insort(self._free, (size, start))
-        self._starts[start], self._ends[start + size] = size, start
-
-    def give_back(self) -> None:
-        self.left((start, start + size) for size, start in self._free)
+    def _touch(self, start: int, end: int) -> None:
+        """Make these addresses resident."""
+        at = max(0, bisect_left(self._absent, (start, -1)) - 1)
+        while at < len(self._absent) and self._absent[at][0] < end:
+            first, last = self._absent[at]
+            left = [(one, other) for one, other in ((first, min(last, start)), (max(first, end), last)) if one < other]
+            self._absent[at : at + 1] = left
+            self.missing -= last - first - sum(other - one for one, other in left)
+            at += len(left)
+        self.peak = max(self.peak, self.top - self.missing)
 
     def _forget(self, size: int, start: int) -> None:
         del self._free[bisect_left(self._free, (size, start))]
         del self._starts[start], self._ends[start + size]
-
-
-class Apart(_Fitted):
-    """`beside`: what is smaller than LARGE, and in another heap."""
-
-    def take(self, count: int) -> Place:
-        if count < LARGE:
-            return self.take_small(count)
-        size = -(-(count + UNIT) // UNIT) * UNIT
-        return self._cut(*self._stretch(size), size)
-
-    def take_small(self, count: int) -> Place:
-        self.beside += count
-        self.grown()
-        return -1, count
-
-    def give(self, start: int, size: int) -> None:
-        if start < 0:
-            self.beside -= size
-        else:
-            super().give(start, size)
-
-
-class Glibc(_Fitted):
-    def take(self, count: int) -> Place:
-        size = _block(count)
-        start, whole = self._stretch(size + _ALIGNMENT + _SMALLEST)
-        moved = start
-        if (start + _HEADER) % _ALIGNMENT:
-            moved = -(-(start + _HEADER) // _ALIGNMENT) * _ALIGNMENT - _HEADER
-            moved += _ALIGNMENT if moved - start < _SMALLEST else 0
-            self.give(start, moved - start)
-        return self._placed(moved, start + whole - moved, size)
-
-    def take_small(self, count: int) -> Place:
-        return self._placed(*self._stretch(_block(count)), _block(count))
-
-    def _placed(self, start: int, whole: int, size: int) -> Place:
-        return self._cut(start, whole, whole if whole - size < _SMALLEST else size)
 
 
 def _block(count: int) -> int:

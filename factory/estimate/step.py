@@ -11,7 +11,7 @@ from typing import Any
 from factory.architecture import Architecture, Shape
 from factory.estimate.attention import Shapes
 from factory.estimate.decoder import Decoder, Numbers
-from factory.estimate.heap import Glibc, gives_back
+from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
 from factory.plan import BYTES, Patch, Steps
@@ -104,7 +104,7 @@ def _walk(
     states: tuple[int, ...],
     scratch: tuple[int, ...],
 ) -> Step:
-    ledger = Ledger(Glibc() if in_heap else None)
+    ledger = Ledger(Heap() if in_heap else None)
     tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
     decoder = Decoder(
         tape,

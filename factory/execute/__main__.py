@@ -13,8 +13,6 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from factory.garbage import collect_seldom
-
 if TYPE_CHECKING:
     from factory.execute.context import Run
     from factory.ranks.world import World
@@ -36,7 +34,6 @@ def end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     end_with_parent()
-    collect_seldom()  # until all is imported
     from factory.ranks.world import from_environment
     from factory.redact import redacting
     from factory.run.folder import RunFolder
@@ -101,7 +98,7 @@ def _walked(run: "Run") -> Ended:
     from factory.execute.context import Interrupted
     from factory.execute.executor import walk
     from factory.execute.heard import hearing
-    from factory.execute.lean import imports
+    from factory.execute.libraries import import_libraries
     from factory.execute.verify import verify
 
     try:
@@ -112,7 +109,7 @@ def _walked(run: "Run") -> Ended:
         refuse_other_layout(run)
         with hearing(run.heard):
             with run.step("imports"):
-                imports(run.plan)
+                import_libraries(run.plan)
             result = walk(run)
     except Interrupted:
         return Ended(INTERRUPTED, "interrupted", {})

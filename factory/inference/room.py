@@ -12,7 +12,6 @@ from typing import Any
 
 from factory import own_base, schema
 from factory.data.record import BadRow
-from factory.execute import lean
 from factory.execute.context import Run
 from factory.execute.executor import Step, walk
 from factory.execute.heard import hearing
@@ -124,12 +123,6 @@ class Room:
                     return
         finally:
             stream.close()
-
-
-def libraries(engine: schema.Engine, *plans: Plan, adapters: bool = False) -> None:
-    """Imports what the rooms of these plans need, and no more: before the first is opened. vLLM takes what it likes."""
-    if engine.name == "transformers":
-        lean.imports(*plans, adapters=adapters)
 
 
 def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]) -> Room:

@@ -39,8 +39,6 @@ def unwritable(page: Path) -> str | None:
 
 def show(plan: Plan, asked: Any) -> int:
     """Prints the preview, and writes the page if one is asked for."""
-    from factory.estimate.runtime import reads_text_alone
-    from factory.execute import lean
     from factory.preview import page
     from factory.preview.gather import preview
     from factory.preview.samples import to_json
@@ -53,8 +51,6 @@ def show(plan: Plan, asked: Any) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a data function or a library prints is no part of it
             try:
-                if reads_text_alone(plan.steps):  # else its processor may need what is left out
-                    lean.imports()
                 found = preview(plan, wanted.rows, lambda done: screen.progress("align", done, done))
             finally:
                 screen.stop_progress()

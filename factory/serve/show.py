@@ -14,7 +14,7 @@ from factory.settings import Settings
 
 def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -> int:
     """Refuses what cannot work before a weight is read. Raises UserError."""
-    from factory.inference.room import libraries, opened, to_stderr
+    from factory.inference.room import opened, to_stderr
     from factory.serve import run
 
     serve, secret = settings.serve, run.key(secret or settings.serve.api_key)
@@ -26,7 +26,6 @@ def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -
         raise refuse("serve-name", f"serve.adapters.{name}", "the model that is served has the same name")
     with run.listening(serve) as at:
         to_stderr(f"Reading {name} …")
-        libraries(settings.engine, plan, adapters=bool(serve.adapters))
         room = opened(plan, settings.engine, serve.adapters, name, to_stderr)
         return run.run(room, settings.generation, serve, secret, at)
 

@@ -17,7 +17,7 @@ from factory.execute.memory import is_exhausted
 from factory.quantizers.spec import stays_quantized
 from factory.ranks.spec import reads_on_host
 from factory.refusal import refuse
-from factory.steps import mapped, source
+from factory.steps import source
 from factory.steps.kernels import (
     compile_layers,
     drop_nothing,
@@ -171,7 +171,7 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
         model = type(rest).from_pretrained(None, config=rest.config, state_dict=rest.state_dict(), **common)
         model.name_or_path = model.config._name_or_path = rest.name_or_path
         return model
-    with source.readable(plan), mapped.let_go_of():
+    with source.readable(plan):
         model, info = model_class(config).from_pretrained(
             source.folder(run),
             revision=plan.revision,

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from factory import cache
-from factory.execute import lean
 from factory.execute.context import Run
 from factory.hub import lost
 from factory.look.model import check_whole
@@ -81,7 +80,6 @@ def _convert_apart(gguf: Path, target: Path, source: str) -> None:
 def _convert(gguf: Path, target: Path, source: str) -> None:
     """GGUF to an ordinary folder in bfloat16. What libraries print is no part of an answer that `chat` writes."""
     with redirect_stdout(sys.stderr):
-        lean.imports()
         _written(gguf, target, source)
 
 

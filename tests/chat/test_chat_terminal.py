@@ -307,7 +307,6 @@ def test_models_answer_in_the_order_in_which_they_are_named(monkeypatch: pytest.
         return show.Asked(asked.Side("0", run), SimpleNamespace(steps=SimpleNamespace(load=load)))  # type: ignore[arg-type]
 
     monkeypatch.setattr(show, "_base", lambda plan: plan.steps.load.run)
-    monkeypatch.setattr(show, "libraries", lambda *_: None)
     monkeypatch.setattr(show, "opened", lambda plan, *_: plan.steps.load.run)
     nothing: Any = SimpleNamespace(engine=None)
     for sides in ([side("a", None), side("b", "b")], [side("b", "b"), side("a", None)]):

@@ -6,24 +6,16 @@ from typing import Any
 
 import pytest
 
-from factory.estimate.heap import Apart, Glibc, gives_back
+from factory.estimate.heap import Heap, gives_back
 from factory.estimate.tape import Storage
 
 MIB = 2**20
 
 
-@pytest.mark.parametrize(
-    ("kind", "back", "resident"),
-    [
-        (Glibc, False, 12 + 13 + 12),
-        (Glibc, True, 12 + 13),
-        (Apart, False, 12 + 13),
-        (Apart, True, 12 + 13),
-    ],
-)
-def test_what_is_given_back_is_not_resident(kind: type[Glibc | Apart], back: bool, resident: int) -> None:
-    """Of glibc a tensor's hole does not hold another of its size, which lies at the end."""
-    heap = kind()
+@pytest.mark.parametrize(("back", "resident"), [(False, 12 + 13 + 12), (True, 12 + 13)])
+def test_what_is_given_back_is_not_resident(back: bool, resident: int) -> None:
+    """A tensor's hole does not hold another of its size, which lies at the end."""
+    heap = Heap()
     first = heap.take(12 * MIB)
     heap.take_small(32)  # in the rest beside it
     heap.take(13 * MIB)
@@ -34,10 +26,9 @@ def test_what_is_given_back_is_not_resident(kind: type[Glibc | Apart], back: boo
     assert round(heap.peak / MIB) == resident
 
 
-@pytest.mark.parametrize("kind", [Glibc, Apart])
-def test_what_was_given_back_is_resident_once_it_is_used_again(kind: type[Glibc | Apart]) -> None:
+def test_what_was_given_back_is_resident_once_it_is_used_again() -> None:
     """In its old place, in part, though there may be room elsewhere that is resident still."""
-    heap = kind()
+    heap = Heap()
     first, _, third = heap.take(12 * MIB), heap.take(13 * MIB), heap.take(8 * MIB)
     heap.take(MIB)
     heap.give(*first)
@@ -49,25 +40,13 @@ def test_what_was_given_back_is_resident_once_it_is_used_again(kind: type[Glibc 
 
 
 def test_a_block_takes_the_smallest_hole_that_holds_it() -> None:
-    heap = Apart()
-    holes = [heap.take(count * MIB) for count in (3, 1, 2, 1, 2, 4)]
-    last = heap.take(MIB)
+    heap = Heap()
+    holes = [heap.take(count * MIB) for count in (4, 1, 3, 1, 3, 1)]
     for at in (0, 2, 4):
         heap.give(*holes[at])
-    assert heap.take(2 * MIB) == holes[2]
-    assert heap.take(MIB)[0] == holes[4][0]
-    heap.give(*last)  # at the end, where it grows
-    assert heap.take(6 * MIB)[0] == last[0]
-
-
-def test_small_blocks_are_counted_wherever_they_lie() -> None:
-    heap = Apart()
-    small = heap.take(1000)
-    heap.take(MIB)
-    assert heap.peak - heap.top == 1000
-    heap.give(*small)
-    heap.take(2 * MIB)
-    assert heap.peak == heap.top
+    assert heap.take(2 * MIB)[0] == holes[2][0]
+    assert heap.take(2 * MIB)[0] == holes[4][0]
+    assert heap.take(2 * MIB)[0] == holes[0][0]
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, [0, 1]), (30, [0, 15])])

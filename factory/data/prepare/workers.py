@@ -20,7 +20,6 @@ from factory.data.media.read import is_url
 from factory.data.read import Row
 from factory.data.record import MEDIA, BadRow, Record
 from factory.data.truncate import TooLong
-from factory.garbage import collect_seldom, seldom_collected
 from factory.refusal import Refusal, UserError, refuse
 from factory.tied import tie_worker
 
@@ -230,7 +229,7 @@ class Workers:
         several = self._spec.tokenizer is not None and self._spec.processor is None
         threads = min(self._processes, _THREADS) if several else 1
         # what a block is made of lives as long as the block
-        with seldom_collected(), _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:
+        with _tokenized_by(threads), ThreadPoolExecutor(threads, "encode") as pool:
             yield from _in_order(blocks, last, lambda block: pool.submit(work, encoder, block), threads + 1)
 
 
@@ -285,7 +284,6 @@ _encoder: Encoder | None = None
 
 
 def _start(spec: EncoderSpec) -> None:
-    collect_seldom()
     os.environ[_PARALLELISM] = "false"  # the processes are the parallelism
     tie_worker()
     global _encoder
