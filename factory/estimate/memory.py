@@ -164,10 +164,9 @@ def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, i
 def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
     """Bytes of a process on a CPU whatever the model's size: what is imported, and buffers of kernels."""
     load, attach, train = tuned.steps.load, tuned.steps.attach, tuned.steps.train
-    theirs = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
-    adapter = load.adapter is not None
-    beside = {"adapter": adapter, "bitsandbytes": theirs, "cuda": cuda, "alone": runtime.is_alone(tuned.steps)}
-    imported = runtime.resident(attach.method, tuned.arch, **beside)
+    adapter = load.adapter is not None or registry.hook(registry.spec("methods", attach.method), "peft") is not None
+    bitsandbytes = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
+    imported = runtime.resident(tuned.arch, adapter=adapter, bitsandbytes=bitsandbytes, cuda=cuda)
     size = BYTES[train.autocast or load.dtype]
     return imported + runtime.kernels(tuned.steps.patch, size, length)
 
