@@ -32,7 +32,7 @@ def capacity(case: Case, *, training: bool) -> int | None:
 def against_memory(made: plan.Plan) -> list[Refusal]:
     """Refuses what cannot fit whatever the activations are: the estimate's exact part alone is too large."""
     memory = made.estimate.memory
-    needed, what = memory.weights + memory.gradients + memory.optimizer, "weights, gradients and optimizer take"
+    needed, what = _without_activations(made), "weights, gradients and optimizer take"
     # on a CPU they lie in mapped files, whose pages give way
     read = memory.instants.get(READING, 0) if made.steps.load.device == "cuda" else 0
     if read > needed:
@@ -59,6 +59,7 @@ def against_host(case: Case, setting: str, moved: int) -> list[Refusal]:
 def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, training: bool) -> plan.Plan:
     """The plan with the least recomputation with which it fits; where none does, with the most.
 
+    Recomputation spares activations alone: a plan whose other tensors do not fit keeps all of them.
     Into what there is, free just now or not: else the same command would give another plan an hour later. `training`:
     no more than that, whatever was set.
     """
@@ -71,6 +72,8 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
     def fits(made: plan.Plan, share: float = _FILLED) -> bool:
         return there is None or made.estimate.memory.total <= share * there
 
+    if there is not None and _without_activations(made) > there:
+        return made
     for kind in others:
         if fits(made):
             break
@@ -100,6 +103,12 @@ def _of_fewest_layers(
         made = make(few)
         found, too_few = ((few, made), too_few) if fits(made) else (found, few)
     return found[1]
+
+
+def _without_activations(made: plan.Plan) -> int:
+    """Bytes of weights, gradients and the optimizer's state."""
+    memory = made.estimate.memory
+    return memory.weights + memory.gradients + memory.optimizer
 
 
 def _recomputing(case: Case, kind: plan.Recomputed, layers: int | None = None) -> Case:

@@ -160,13 +160,19 @@ def test_a_card_that_is_not_here_says_nothing(machine: Callable[..., None]) -> N
 
 
 def test_of_a_nodes_memory_each_process_has_a_share(machine: Callable[..., None]) -> None:
-    cpu = ("hardware=cpu", *AS_TRANSFORMERS)
+    cpu = ("hardware=cpu", "method=lora", *AS_TRANSFORMERS)
     whole = needed(False, *cpu)
     machine("cpu", memory_bytes=whole * 10 // 9 + 10, available_bytes=2**30)
     assert recomputed(plan(*cpu)) is False
     assert recomputed(plan(*cpu, "hardware.num_processes=2", "hardware.strategy=ddp")) is not False
     machine("cpu", memory_bytes=None, available_bytes=whole - 1)  # where nobody says more
-    assert recomputed(plan(*cpu)) == "selective"
+    assert recomputed(plan(*cpu)) is not False
+
+
+def test_nothing_is_made_again_where_weights_alone_do_not_fit(machine: Callable[..., None]) -> None:
+    memory = plan().estimate.memory
+    exact = memory.weights + memory.gradients + memory.optimizer
+    assert [recomputed(plan(budget(there))) for there in (exact + 2**20, exact - 2**20)] == [True, False]
 
 
 def test_nothing_is_made_again_where_that_leaves_no_room(machine: Callable[..., None]) -> None:
