@@ -428,7 +428,7 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
         reference=_reference(case),
         autocast=numbers.autocast,
         threads=choices.threads(case),
-        ranks=ranks.planned(case),
+        ranks=ranks.planned(case, autocast=numbers.autocast, trained_as=numbers.trained),
         **shared,
     )
 

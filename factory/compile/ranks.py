@@ -5,7 +5,7 @@ from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.extras import install
 from factory.facts import Machine
-from factory.plan import Ranks
+from factory.plan import Dtype, Ranks
 from factory.quantizers.spec import stays_quantized
 from factory.ranks import spec
 from factory.schema import Strategy
@@ -14,7 +14,7 @@ from factory.words import counted
 _SPLITTING = ("fsdp", *spec.ZERO)
 
 
-def planned(case: Case) -> Ranks:
+def planned(case: Case, *, autocast: Dtype | None, trained_as: Dtype) -> Ranks:
     hardware, stage, arch = case.settings.hardware, case.settings.stage, case.expanded
     shapes = case.trained | case.heads
     return Ranks(
@@ -33,6 +33,10 @@ def planned(case: Case) -> Ranks:
             accumulation=stage.gradient_accumulation_steps,
             processes=hardware.num_processes,
             max_grad_norm=stage.max_grad_norm,
+            autocast=autocast,
+            trained_as=trained_as,
+            quantized=stays_quantized(case.settings.method.quantization, case.model.config),
+            cuda=case.device == "cuda",
         ),
         by_node=spec.by_node(hardware.num_processes, hardware.num_nodes),
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
@@ -36,6 +36,11 @@ class Split(Way):
             "mesh": init_device_mesh(device, (planned.processes,)),
             "reshard_after_forward": given["reshard_after_forward"],
             "offload_policy": CPUOffloadPolicy() if given["offload"] == "cpu" else OffloadPolicy(),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=_dtype(given["param_dtype"]),
+                reduce_dtype=_dtype(given["reduce_dtype"]),
+                cast_forward_inputs=False,  # autocast does, for the operations that need it
+            ),
         }
         for name in given["units"]:
             fully_shard(unwrapped(model).get_submodule(name), **options)
@@ -135,6 +140,10 @@ def _as(like: DTensor, value: torch.Tensor) -> DTensor:
     """A whole tensor, which each rank has read for itself, split as another."""
     moved = value.to(like.device, like.dtype)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
 
 
 def _whole(value: Any) -> Any:

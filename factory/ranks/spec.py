@@ -3,7 +3,7 @@
 from typing import Any
 
 from factory.architecture import Architecture, Shape, elements
-from factory.plan import Steps
+from factory.plan import Dtype, Steps
 from factory.quantizers.spec import holding
 from factory.schema import Strategy
 
@@ -36,15 +36,27 @@ def configuration(
     accumulation: int,
     processes: int,
     max_grad_norm: float | None,
+    autocast: Dtype | None,
+    trained_as: Dtype,
+    quantized: bool,
+    cuda: bool,
 ) -> dict[str, Any]:
-    """What the strategy's engine is given, whole. `unused`: some steps do not reach all that trains."""
+    """Return the arguments of the strategy's engine.
+
+    `unused`: some steps do not reach all that trains. `trained_as`: the type that trained tensors are held in.
+    `quantized`: the base's weights stay quantized.
+    """
     if strategy in ZERO:
-        return _deepspeed(strategy, arch, trained, offload) | {
-            "train_micro_batch_size_per_gpu": batch_size,
-            "gradient_accumulation_steps": accumulation,
-            "train_batch_size": batch_size * accumulation * processes,
-            "gradient_clipping": max_grad_norm or 0.0,
-        }
+        return (
+            _deepspeed(strategy, arch, trained, offload, cuda)
+            | _deepspeed_autocast(strategy, autocast)
+            | {
+                "train_micro_batch_size_per_gpu": batch_size,
+                "gradient_accumulation_steps": accumulation,
+                "train_batch_size": batch_size * accumulation * processes,
+                "gradient_clipping": max_grad_norm or 0.0,
+            }
+        )
     given: dict[Strategy, dict[str, Any]] = {
         "none": {},
         "ddp": {
@@ -58,12 +70,29 @@ def configuration(
             "units": [f"{arch.layers_at}.{index}" for index in range(arch.layers)],
             "reshard_after_forward": True,
             "offload": "cpu" if offload else "none",
+            # packed 4-bit weights are stored as numbers of another type, which a cast would destroy
+            "param_dtype": None if quantized else autocast,
+            "reduce_dtype": "float32" if autocast or trained_as != "float32" else None,
         },
     }
     return given[strategy]
 
 
-def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape], offload: bool) -> dict[str, Any]:
+def _deepspeed_autocast(strategy: Strategy, autocast: Dtype | None) -> dict[str, Any]:
+    """Return DeepSpeed's section for mixed precision: without it, its engine turns an outer autocast off.
+
+    zero3 gathers the weights of linear layers and reduces their gradients in the lower type, as DeepSpeed does by
+    default. zero1 and zero2 hold whole weights, which autocast casts, and reduce in the type of the weights.
+    """
+    if autocast is None:
+        return {}
+    lower = {} if strategy == "zero3" else {"lower_precision_safe_modules": []}
+    return {"torch_autocast": {"enabled": True, "dtype": autocast, **lower}}
+
+
+def _deepspeed(
+    strategy: Strategy, arch: Architecture, trained: dict[str, Shape], offload: bool, cuda: bool
+) -> dict[str, Any]:
     """Its buckets are of a layer's size: by default they are made for a model of billions, and larger than this one."""
     layer = _largest_layer(arch)
     bucket = _bucket(min(layer, elements(trained.values())))
@@ -71,7 +100,7 @@ def _deepspeed(strategy: Strategy, arch: Architecture, trained: dict[str, Shape]
         "stage": ZERO.index(strategy) + 1,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "overlap_comm": False,
+        "overlap_comm": cuda,  # needs streams
     }
     if strategy == "zero3":
         zero |= {

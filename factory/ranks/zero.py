@@ -31,9 +31,16 @@ class Zero(Shared):
         os.environ.setdefault("LOCAL_RANK", str(run.world.local_rank))  # which nobody tells one process alone
         import deepspeed  # pyright: ignore[reportMissingImports]
 
-        # what it would compile at its first start on a CPU serves tensor-parallel inference alone
-        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
+        if run.plan.steps.load.device == "cpu":
+            # what it would compile at its first start on a CPU only serves tensor-parallel inference
+            deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
         planned, root = self._plan.ranks, Root(model)
+        if planned.offload and type(self.optimizer) is torch.optim.AdamW:
+            faster = cpu_adamw(self.optimizer)
+            if run.world.any(faster is None):
+                run.emit("note", text="Offloaded states are stepped by torch's AdamW: DeepSpeed's op cannot be built.")
+            else:
+                self.optimizer = faster
         self._stage_number = ZERO.index(planned.strategy) + 1
         own: Any = self.optimizer  # any of torch's kind
         made: tuple[Any, ...] = deepspeed.initialize(
@@ -102,6 +109,23 @@ class Zero3(Way):
 
         with swapped(model, names, gathered):
             yield
+
+
+def cpu_adamw(optimizer: torch.optim.AdamW) -> Any:
+    """Return DeepSpeedCPUAdam over the same parameter groups; None where its op is neither installed nor can be built.
+
+    It is built at its first use, which needs a compiler.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam  # pyright: ignore[reportMissingImports]
+
+    constants = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps")}
+    groups = [
+        {name: group[name] for name in ("params", "weight_decay", "lr_ratio")} for group in optimizer.param_groups
+    ]
+    try:
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **constants)
+    except RuntimeError:
+        return None
 
 
 @contextmanager

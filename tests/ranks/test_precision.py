@@ -1,0 +1,121 @@
+"""Mixed precision with several ranks: linear layers compute in 16 bits, in training and in evaluation."""
+
+from pathlib import Path
+from shutil import which
+
+import pytest
+import torch
+from conftest import compiled, refusals
+from several import Left, alone, planned, together
+from test_equal import HAS_DEEPSPEED, ZERO, needs_deepspeed
+
+from factory.ranks.zero import cpu_adamw
+
+METHODS = {"full": ("method=full",), "lora": ("method=lora", "method.rank=4"), "qlora": ("method=qlora",)}
+RUNS = {"fsdp": ("full", "lora", "qlora"), "zero1": ("full",), "zero2": ("lora",), "zero3": ("full", "lora")}
+THERE = {strategy: methods for strategy, methods in RUNS.items() if HAS_DEEPSPEED or strategy not in ZERO}
+CASES = [(strategy, method) for strategy, methods in THERE.items() for method in methods]
+
+
+def overrides(model: Path, method: str) -> tuple[str, ...]:
+    rest = ("precision=bf16", "stage.max_steps=2", "evaluate.samples=1", "evaluate.max_new_tokens=4")
+    return (f"model.path={model}", *METHODS[method], *rest)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    where = tmp_path_factory.mktemp("precision")
+    plans = {case: planned(case[0], 2, *overrides(tiny_model, case[1])) for case in CASES}
+    together(where, [{"folder": "-".join(case), "plan": plan} for case, plan in plans.items()])
+    return where
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Left]:
+    where = tmp_path_factory.mktemp("alone")
+    return {name: alone(where / name, planned("none", 1, *overrides(tiny_model, name))) for name in METHODS}
+
+
+@pytest.mark.parametrize(("strategy", "method"), CASES)
+def test_linear_layers_compute_in_16_bits(strategy: str, method: str, both: Path, one: dict[str, Left]) -> None:
+    found, wanted = Left(both / f"{strategy}-{method}"), one[method]
+    assert found.result["dtypes"] == {"training": ["bfloat16"], "evaluation": ["bfloat16"]}
+    for ours, theirs in zip(found.metrics, wanted.metrics, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)  # 8 bits of mantissa, added in another order
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=3e-2)
+    assert found.result["evaluate"]["perplexity"] == pytest.approx(wanted.result["evaluate"]["perplexity"], rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "param", "reduce"),
+    [
+        ("lora", "bf16", "bfloat16", "float32"),
+        ("full", "bf16", "bfloat16", "float32"),
+        ("qlora", "bf16", None, "float32"),  # a cast would destroy what is packed
+        ("full", "pure_bf16", None, "float32"),
+        ("full", "fp32", None, None),
+    ],
+)
+def test_fsdp_gathers_in_16_bits_and_reduces_in_32(method: str, precision: str, param: str, reduce: str) -> None:
+    shape = ("hardware=cpu", "hardware.num_processes=2", "hardware.strategy=fsdp")
+    plan = compiled(*shape, f"method={method}", f"precision={precision}", training=False)
+    given = plan.steps.train.ranks.configuration
+    assert (given["param_dtype"], given["reduce_dtype"]) == (param, reduce)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", *ZERO])
+def test_float16_is_refused_where_its_scale_is_not_shared(strategy: str) -> None:
+    shape = ("hardware=h100_80gb", "hardware.num_processes=2", f"hardware.strategy={strategy}")
+    assert "precision-of-ranks" in [each.rule for each in refusals(*shape, "precision=fp16", training=False)]
+
+
+@pytest.mark.parametrize(("card", "overlaps"), [("h100_80gb", True), ("cpu", False)])
+def test_communication_overlaps_on_a_gpu(card: str, overlaps: bool) -> None:
+    shape = (f"hardware={card}", "hardware.num_processes=2", "hardware.strategy=zero2")
+    given = compiled(*shape, training=False).steps.train.ranks.configuration
+    assert given["zero_optimization"]["overlap_comm"] is overlaps
+
+
+# --- the optimizer of what is offloaded
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_offloaded_states_are_pinned(strategy: str) -> None:
+    shape = ("hardware=h100_80gb", "hardware.num_processes=2", f"hardware.strategy={strategy}")
+    given = compiled(*shape, "hardware.offload=true", training=False).steps.train.ranks.configuration
+    moved = {"zero2": ("offload_optimizer",), "zero3": ("offload_optimizer", "offload_param")}[strategy]
+    assert all(given["zero_optimization"][name] == {"device": "cpu", "pin_memory": True} for name in moved)
+
+
+def adamw() -> torch.optim.AdamW:
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 40).view(8, 5))]
+    return torch.optim.AdamW([{"params": parameters, "weight_decay": 0.1, "lr_ratio": 1.0}], lr=1e-2)
+
+
+@needs_deepspeed
+def test_without_a_compiler_torchs_adamw_steps_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(installed_ops, "cpu_adam", False)
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+    assert cpu_adamw(adamw()) is None
+
+
+@needs_deepspeed
+@pytest.mark.slow  # it is compiled
+@pytest.mark.skipif(which("c++") is None or which("ninja") is None, reason="there is no compiler")
+def test_deepspeeds_adamw_steps_as_torchs() -> None:
+    plain = adamw()
+    like = adamw()
+    faster = cpu_adamw(like)
+    assert faster is not None
+    for step in range(4):
+        for optimizer in (plain, faster):
+            for group in optimizer.param_groups:
+                group["params"][0].grad = torch.full((8, 5), 0.5 - step)
+            optimizer.step()
+    ours, theirs = (each.param_groups[0]["params"][0] for each in (faster, plain))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
