@@ -50,6 +50,7 @@ class Load:
     device: Literal["cpu", "cuda"]
     dtype: Dtype
     read_as: Dtype
+    float32_matmul: Literal["highest", "high", "medium"]  # precision of products of float32 matrices
     own_base: Literal["rebuilt", "published"] | None
 
 

@@ -200,6 +200,10 @@ class Precision:
     name: Literal["auto", "bf16", "fp16", "fp32", "pure_bf16"] = key(
         "bf16 and fp16: mixed, trained tensors in float32; pure_bf16: those in bfloat16 too"
     )
+    float32_matmul: Literal["auto", "highest", "high", "medium"] = key(
+        "how precise products of float32 matrices are (torch.set_float32_matmul_precision): highest is float32, high "
+        "uses TF32 on CUDA; auto: high on CUDA, highest on a CPU and for export"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, Literal
 
 from factory import registry, schema
 from factory.architecture import sliding_window, text_numbers
@@ -46,6 +46,17 @@ def _precision(case: Case) -> tuple[str, str]:
             "torch is built for ROCm: an AMD GPU, of which not all have bfloat16 (precision=bf16 where it has)",
         )
     return "bf16", f"compute capability {BFLOAT16} is assumed: no GPU is here, hardware.compute_capability is null"
+
+
+def float32_matmul(case: Case) -> Literal["highest", "high", "medium"]:
+    """Return the precision of float32 products. On a CPU `high` and `medium` change results too, where it has kernels.
+
+    An export merges in float32, and writes what it computes.
+    """
+    asked = case.settings.precision.float32_matmul
+    if asked != "auto":
+        return asked
+    return "high" if case.device == "cuda" and case.settings.verb != "export" else "highest"
 
 
 def capability(case: Case) -> float | None:

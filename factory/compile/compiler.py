@@ -219,6 +219,7 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
         device="cuda" if case.device == "cuda" else "cpu",
         dtype=numbers.frozen,
         read_as=bases.read_as(case, numbers.frozen),
+        float32_matmul=choices.float32_matmul(case),
         own_base=bases.own_base(case),
     )
 
@@ -354,6 +355,10 @@ def _numbers(case: Case, notes: list[str]) -> Numbers:
     name, why = choices.precision(case)
     if why:
         notes.append(f"precision=auto: {name}, as {why}")
+    if case.settings.precision.float32_matmul == "auto" and (case.device == "cuda" or name == "fp32"):
+        chosen = choices.float32_matmul(case)
+        how = {"high": "products of float32 use TF32 where the GPU has it", "highest": "products of float32 stay exact"}
+        notes.append(f"precision.float32_matmul=auto: {chosen}, {how[chosen]}")
     numbers = PRECISIONS[name]
     trained = {} if registry.hook(case.method_spec, "copied") else case.trained
     unread = heads.unread(case.settings.stage.name, case.arch)

@@ -12,7 +12,7 @@ LIBRARY_PAGES = 150 * _MIB  # of _BASE: pages of the libraries' files, as many a
 _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 20 * _MIB  # PEFT
 _BITSANDBYTES = 45 * _MIB
-_PRODUCTS = 80 * _MIB  # what is compiled or packed for products
+_PRODUCTS = 45 * _MIB  # what is compiled or packed for products
 _SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
 _TOKEN = 450  # of a tokenizer's vocabulary
 

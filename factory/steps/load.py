@@ -20,9 +20,11 @@ _PROCESSOR_TEMPLATE = "chat_template.json"  # of models that were published befo
 
 
 def load(run: Run) -> dict[str, Any]:
+    import torch
     from transformers import AutoConfig
 
     plan = run.plan.steps.load
+    torch.set_float32_matmul_precision(plan.float32_matmul)
     with source.readable(plan):
         if run.plan.export is None or run.plan.export.format != "adapter":  # which is written without its base
             source.check_hub(plan)

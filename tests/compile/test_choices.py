@@ -257,3 +257,28 @@ def test_what_transformers_cannot_show_a_model_is_refused() -> None:
     (found,) = refusals("model=llama4_scout", "data=demo_images", training=False)
     assert found.rule == "media-not-taken" and found.wrong.startswith("demo_images has images, and of a llama4 model")
     assert not refusals("model=llama4_scout", "data=demo", training=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen", "note"),
+    [
+        ("hardware=a100_40gb precision=fp32", "high", "use TF32"),
+        ("hardware=a100_40gb precision=bf16", "high", "use TF32"),
+        ("hardware=a100_40gb precision.float32_matmul=highest", "highest", None),
+        ("hardware=cpu precision=fp32", "highest", "stay exact"),
+        ("hardware=cpu precision=fp32 precision.float32_matmul=medium", "medium", None),
+    ],
+)
+def test_products_of_float32_use_tf32_on_cuda(words: str, chosen: str, note: str | None) -> None:
+    plan = compiled(*words.split(), training=False)
+    assert plan.steps.load.float32_matmul == chosen
+    said = [each for each in plan.notes if each.startswith("precision.float32_matmul=auto: ")]
+    assert len(said) == (note is not None) and all(note in each for each in said if note)
+
+
+def test_the_precision_of_products_is_part_of_the_digest() -> None:
+    high, highest = (
+        compiled("hardware=a100_40gb", f"precision.float32_matmul={name}", training=False)
+        for name in ("high", "highest")
+    )
+    assert high.digest() != highest.digest()

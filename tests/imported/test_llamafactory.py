@@ -100,7 +100,7 @@ def test_warmup_steps_are_a_share_of_steps_that_are_known(here: Path, steps: int
     assert "warmup_steps" in found.missing and found.overrides["stage.warmup_ratio"] == "0"
 
 
-@pytest.mark.parametrize("name", ["save_only_model", "gradient_checkpointing", "tf32"])
+@pytest.mark.parametrize("name", ["save_only_model", "gradient_checkpointing"])
 def test_what_every_config_there_says_is_known(here: Path, name: str) -> None:
     found = said(here, **{name: True})
     assert "not known" not in {**found.missing, **found.same}[name]
