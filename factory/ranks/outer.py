@@ -1,5 +1,6 @@
 """Under an outer launcher (torchrun, Slurm, Ray): this process is a rank, and there is no parent to follow it."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,8 +35,10 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
     asked = plan.steps.train.ranks.processes
     if world.size != asked:
         raise refuse("ranks-of-plan", f"WORLD_SIZE={world.size}", f"the plan is for {asked}")
+    from factory.run.launch import allocator
     from factory.run.screen import Screen
 
+    os.environ.update(allocator(plan))  # before torch is imported
     world.join(plan.steps.load.device, plan.steps.train.ranks)
     screen = Screen()
     with folder.claimed() if world.leads else nullcontext():

@@ -51,8 +51,20 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONUNBUFFERED": "1",
 }
+# where torch reads how it allocates a GPU's memory (CUDAAllocatorConfig.h), the newest name first
+_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 # of weights that are gathered and let go layer by layer, the heap would keep the holes
 _GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20)}
+
+
+def allocator(plan: Plan) -> dict[str, str]:
+    """Return the environment that lets a GPU's memory segments grow, unless the user has set how torch allocates.
+
+    Rows of many lengths then leave less memory reserved that no tensor fits into (PyTorch, CUDA semantics).
+    """
+    if plan.steps.load.device != "cuda" or any(name in os.environ for name in _ALLOCATORS):
+        return {}
+    return {_ALLOCATORS[0]: "expandable_segments:True"}
 
 
 def launch(
@@ -184,7 +196,7 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     planned = plan.steps.train.ranks
     several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
     threads = plan.steps.train.threads
-    own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {})}
+    own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {}), **allocator(plan)}
     environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
