@@ -64,14 +64,16 @@ class _Room:
 
 
 class _Gradients:
-    """The gradients of hidden, weight and bias, inputs 0, 1 and 4 of both functions; None of those not needed."""
+    """The gradients of hidden, weight and bias, inputs 0, 1 and 4 of both functions; None of those not needed.
+
+    Those of weight and bias are sums over chunks, in float32 at least until all chunks are added.
+    """
 
     def __init__(self, needs: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         needs_hidden, self._needs_weight = needs[:2]
         self._needs_bias = bias is not None and needs[4]
         self.needed = needs_hidden or self._needs_weight or self._needs_bias
         self.chunk = chunks.chunk(head_trains=self._needs_weight)
-        self._type = weight.dtype
         self.hidden = torch.empty_like(hidden) if needs_hidden else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
@@ -90,14 +92,24 @@ class _Gradients:
             self._add_weight(slopes, part)
 
     def _add_weight(self, slopes: Tensor, part: Tensor) -> None:
-        """In blocks of words: a product of another type than the gradient's is widened, whole, as it is added."""
-        first, words = self.weight is None, slopes.shape[1]
+        """Add the product of a chunk, one block of words at a time."""
+        words = slopes.shape[1]
         if self.weight is None:
-            self.weight = slopes.new_empty(words, part.shape[1], dtype=self._type)
+            self.weight = slopes.new_zeros(words, part.shape[1], dtype=wide_type(slopes.dtype))
         for start in range(0, words, chunks.WORDS):
             block = slice(start, start + chunks.WORDS)
-            product, into = slopes[:, block].T @ part, self.weight[block]
-            into.copy_(product) if first else into.add_(product)
+            self.weight[block] += _wide_product(slopes[:, block].T, part)
+
+
+def _wide_product(one: Tensor, other: Tensor) -> Tensor:
+    """Return the product of two matrices of one type in float32 at least.
+
+    Products of two 16-bit numbers are exact in float32. A GPU writes their sums so; a CPU needs wide factors.
+    """
+    wide = wide_type(one.dtype)
+    if wide != one.dtype and one.device.type != "cpu":
+        return torch.mm(one, other, out_dtype=wide)
+    return one.to(wide) @ other.to(wide)
 
 
 def _token_losses(
@@ -138,13 +150,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         losses = _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target, counts)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        ctx.types = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return (losses if counts is None else losses * counts).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         by_hidden, by_weight, by_bias = (
-            None if slopes is None else slopes.mul_(grad.to(slopes.dtype)) for slopes in ctx.saved_tensors
+            None if slopes is None else slopes.mul_(grad.to(slopes.dtype)).to(dtype)
+            for slopes, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         )
         return by_hidden, by_weight, None, None, by_bias, None, None, None
 
@@ -187,7 +201,8 @@ class LinearLogProbs(torch.autograd.Function):
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target, -grad)
-        return gradients.hidden, gradients.weight, None, None, gradients.bias, None, None
+        by_weight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
+        return gradients.hidden, by_weight, None, None, gradients.bias, None, None
 
 
 def _losses(logits: Tensor, target: Tensor) -> Tensor:

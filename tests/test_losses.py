@@ -126,6 +126,20 @@ def test_bfloat16_logits_keep_the_gradients_types() -> None:
     torch.testing.assert_close(chunked, exact, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize(("function", "units"), [(losses.LinearCrossEntropy, 3), (losses.LinearLogProbs, -4)])
+def test_a_bfloat16_heads_gradient_is_rounded_once(function: Any, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of zeros has slopes of 1/8 and -7/8, exact in bfloat16: only the sum over 100 chunks can lose digits."""
+    monkeypatch.setattr(chunks, "CHUNK", 8)
+    torch.manual_seed(0)
+    hidden = torch.randn(1600, 32, dtype=torch.bfloat16)
+    weight = torch.zeros(8, 32, dtype=torch.bfloat16, requires_grad=True)
+    target = torch.randint(0, 8, (1600,))
+    (function.apply(hidden, weight, target, torch.bfloat16).sum() / units).backward()
+    exact = (1 / 8 - functional.one_hot(target, 8).double()).T @ hidden.double() / abs(units)
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(weight.grad.double(), exact, rtol=1.001 * 2**-8, atol=1e-5)
+
+
 def test_bfloat16_caps_in_float32() -> None:
     hidden, weight, target = _problem(20, torch.float32)
     bias = torch.randn(13, dtype=torch.float32, requires_grad=True)

@@ -8,8 +8,8 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     """One chunk's logits and slopes on the way to the gradients of hidden states and head, which are returned.
 
     The product and, in its place, the slopes are in the head's type; where that is narrower, the logits of some tokens
-    are float32 beside it. Of the head's gradient a block of words is a product on its way, and widened where it is
-    narrower.
+    are float32 beside it. The head's gradient is float32 at least; a block of words is a product on its way, for which
+    a CPU widens both factors.
     """
     width = head.count // vocabulary
     wanted = hidden.node is not None
@@ -18,11 +18,17 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     part = rows * width * size
     wide = chunks.wide(rows, on_cpu=tape.ledger.heap is not None) * vocabulary * 4
     wide = 0 if size == 4 else wide
-    made = Storage(tape.ledger, head.count * head.size) if head.trained else None
+    made = Storage(tape.ledger, head.count * 4) if head.trained else None
     words = min(vocabulary, chunks.WORDS)
-    block = words * width * (size if size == head.size else size + head.size) if head.trained else 0
+    factors = (rows * words + rows * width) * 4 if size < 4 and tape.ledger.heap is not None else 0
+    block = words * width * 4 + factors if head.trained else 0
     tape.ledger.pass_by(part, rows * vocabulary * size, wide + block)
     return [gradient, made]
+
+
+def _in_type(tape: Tape, gradient: Storage, head: Weight) -> Storage:
+    """Return the head's gradient in the head's type: both are there for a moment."""
+    return gradient if head.size == 4 else Storage(tape.ledger, head.count * head.size)
 
 
 def cross_entropy(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tensor:
@@ -39,7 +45,7 @@ def cross_entropy(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> 
         by_hidden, by_head = kept
         kept.clear()
         if by_head is not None:
-            tape.gradients.setdefault(id(head), by_head)
+            tape.gradients.setdefault(id(head), _in_type(tape, by_head, head))
         return [by_hidden]
 
     return tape.operation([hidden], 0, 4, trains=(head,), backward=backward)
@@ -70,7 +76,7 @@ def log_probs(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int) -> Tens
         by_hidden, by_head = _through(tape, source, head, vocabulary, size)
         del again
         if by_head is not None:
-            tape.gradients.setdefault(id(head), by_head)
+            tape.gradients.setdefault(id(head), _in_type(tape, by_head, head))
         return [by_hidden]
 
     return tape.operation([hidden], 0, 4, saves=(hidden,), trains=(head,), backward=backward)

@@ -1,7 +1,7 @@
-"""What GaLore and APOLLO share: an optimizer's state that lives at a matrix's low-rank projection."""
+"""The part that GaLore and APOLLO share: an optimizer whose state is of matrices' low-rank projections."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from factory.optimizers.several import Hooked, Layerwise, Several
 from factory.plan import Train
 
 AT_ONCE = 2**24  # elements of the matrices whose projectors are drawn together: LAPACK takes some five times as much
+MULTIPLIED = 2**22  # elements of the matrices that are stacked for one product with their projectors
+STEPPED = 2**28  # elements of the matrices whose projected gradients go through the inner optimizer together
 
 
 def around(
@@ -21,77 +23,59 @@ def around(
     projected: Callable[[Architecture], set[str]],
     in_the_pass: Callable[[Any, Train], bool] = lambda settings, plan: False,
 ) -> Callable[..., Any]:
-    """A method's `optimizer`: one of this kind for each projected tensor, and the plain one for the others.
+    """Return a method's `optimizer`: one of this kind for the projected tensors, and the plain one for the others.
 
     `in_the_pass`: whether gradients are projected within the backward pass.
     """
 
     def optimizer(model: Any, settings: Any, plan: Train, arch: Architecture) -> Any:
         named, wanted = trained(model), projected(arch)
-        found = {name: kind(settings, plan, arch, name, value) for name, value in named.items() if name in wanted}
-        rest = {name: value for name, value in named.items() if name not in found}
+        low = {name: value for name, value in named.items() if name in wanted}
+        rest = {name: value for name, value in named.items() if name not in wanted}
         if settings.layerwise:
-            each = {name: build({name: value}, plan, arch) for name, value in rest.items()}
-            return Layerwise({**found, **each}, settings.max_grad_norm_per_tensor)
+            each = {name: kind(settings, plan, arch, {name: value}) for name, value in low.items()}
+            each |= {name: build({name: value}, plan, arch) for name, value in rest.items()}
+            return Layerwise(each, settings.max_grad_norm_per_tensor)
+        matrices = kind(settings, plan, arch, low)
         others = [build(rest, plan, arch)] if rest else []
         if in_the_pass(settings, plan):
-            return ProjectedInThePass(others, rest, found)
-        return Projected(others, list(found.values()))
+            return ProjectedInThePass(others, rest, matrices)
+        return Several([*others, matrices])
 
     return optimizer
 
 
-class Projected(Several):
-    """The optimizers of one kind of projected matrices, and others; projectors that are due are drawn together."""
-
-    def __init__(self, others: list[Any], low: "list[LowRank]"):
-        super().__init__([*others, *low])
-        self._others, self._low = others, low
-
-    def step(self) -> None:
-        for other in self._others:
-            other.step()
-        if due := [each for each in self._low if each.is_due()]:
-            due[0].refresh_all(due)
-        for each in self._low:
-            each.take()
-            each.update()
-
-
 class ProjectedInThePass(Hooked):
-    """As `Projected`, but each gradient is projected as soon as it is whole, and of the whole one its norm stays.
+    """Projects each gradient as soon as it is whole, and keeps the norm of the whole one.
 
-    What clips is a number that all gradients are multiplied by, so that those projected may be (algorithm 2 of GaLore
-    is linear in the gradient until its inner optimizer). On the way to a projector `AT_ONCE` elements wait at most.
+    Clipping multiplies all gradients by one number, which works on projected ones as well (algorithm 2 of GaLore is
+    linear in the gradient until its inner optimizer). At most `AT_ONCE` elements wait for a projector.
     """
 
-    def __init__(self, others: list[Any], rest: dict[str, Tensor], low: "dict[str, LowRank]"):
-        super().__init__([*others, *low.values()])
+    def __init__(self, others: list[Any], rest: dict[str, Tensor], low: "LowRank"):
+        super().__init__([*others, low])
         self._rest, self._low = rest, low
         self._norms: dict[str, Tensor] = {}
-        self._waiting: list[LowRank] = []
-        self.take_from({name: each.matrix for name, each in low.items()})
+        self._waiting: list[str] = []
+        self.take_from(low.matrices)
 
     def _take(self, name: str, tensor: Tensor) -> None:
-        each = self._low[name]
-        assert tensor.grad is not None and each.low is None, f"{name} has two gradients in a step"
+        assert tensor.grad is not None and name not in self._low.low, f"{name} has two gradients in a step"
         self._norms[name] = torch.nn.utils.get_total_norm([tensor.grad])
-        if not each.is_due():
-            each.take()
+        if not self._low.is_due(name):
+            self._low.take([name])
             return
-        self._waiting.append(each)
-        if sum(one.matrix.numel() for one in self._waiting) >= AT_ONCE:
+        self._waiting.append(name)
+        if sum(self._low.matrices[each].numel() for each in self._waiting) >= AT_ONCE:
             self._draw()
 
     def _draw(self) -> None:
-        if self._waiting:
-            self._waiting[0].refresh_all(self._waiting)
-        for each in self._waiting:
-            each.take()
-        self._waiting.clear()
+        self._low.refresh(self._waiting)
+        self._low.take(self._waiting)
+        self._waiting = []
 
     def has_gradient(self, name: str) -> bool:
-        if name in self._low:
+        if name in self._low.matrices:
             return name in self._norms and bool(self._norms[name])
         gradient = self._rest[name].grad
         return gradient is not None and bool(gradient.any())
@@ -103,9 +87,8 @@ class ProjectedInThePass(Hooked):
         others = [value.grad for value in self._rest.values() if value.grad is not None]
         total = torch.nn.utils.get_total_norm([*self._norms.values(), *others])
         if max_norm < float("inf"):
-            low = [each.low for each in self._low.values() if each.low is not None]
             scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-            for gradient in (*others, *low):
+            for gradient in (*others, *self._low.low.values()):
                 gradient.mul_(scale)
         return total
 
@@ -115,113 +98,134 @@ class ProjectedInThePass(Hooked):
 
     def zero_grad(self) -> None:
         super().zero_grad()
-        self._norms = {}
-        self._waiting.clear()
-        for each in self._low.values():
-            each.low = None
+        self._norms, self._waiting = {}, []
+        self._low.low.clear()
 
 
 class LowRank(ABC):
-    """The optimizer of one matrix G of (…, m, n), whose gradient it sees at (…, rank, n) or (…, m, rank).
+    """The optimizer of matrices (…, m, n), whose gradients it sees at (…, rank, n) or (…, m, rank).
 
     The shorter side is projected; leading dimensions, as of stacked experts, are matrices of their own. The projected
-    gradient goes through any optimizer of `stage.optimizer`, as that of a stand-in that is zero before each step and
-    has the step's direction after it. The stand-in and its state are float32 whatever the matrix is.
+    gradients go through one optimizer of `stage.optimizer`, as those of stand-ins that are zero before each step and
+    have the step's direction after it. Stand-ins and their state are float32 whatever the matrices are.
 
-    A step is `refresh` where it `is_due`, `take` and `update`.
+    A step is `refresh` of those that are due, `take` and `update`. Matrices of one shape are multiplied together.
     """
 
     factor = 1.0
     reads_gradient: ClassVar[bool] = False  # whether `direction` reads the matrix's own, so that it stays until then
 
-    def __init__(self, settings: Any, plan: Train, arch: Architecture, name: str, matrix: Tensor):
+    def __init__(self, settings: Any, plan: Train, arch: Architecture, matrices: dict[str, Tensor]):
         self.rank, self.interval, self.scale = settings.rank, settings.update_interval, settings.scale
-        self.left = matrix.shape[-2] <= matrix.shape[-1]
-        self.param_groups = [{"params": [matrix], "lr": plan.learning_rate, "weight_decay": plan.weight_decay}]
-        self.stand_in = torch.nn.Parameter(torch.empty(0, device=matrix.device))
-        self.inner = build({name: self.stand_in}, replace(plan, learning_rate=1.0, weight_decay=0.0), arch)
-        self.steps = 0
-        self.projector: Tensor | None = None
-        self.low: Tensor | None = None  # this step's gradient, projected
+        self.matrices = matrices
+        group = {"params": list(matrices.values()), "lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+        self.param_groups: list[dict[str, Any]] = [group]
+        self.stand_ins = {
+            name: torch.nn.Parameter(torch.empty(0, device=value.device)) for name, value in matrices.items()
+        }
+        self.inner = build({**self.stand_ins}, replace(plan, learning_rate=1.0, weight_decay=0.0), arch)
+        self.steps = dict.fromkeys(matrices, 0)
+        self.projectors: dict[str, Tensor] = {}
+        self.low: dict[str, Tensor] = {}  # this step's gradients, projected
 
     @abstractmethod
     def draw(self, gradient: Tensor) -> Tensor:
-        """The projector, (…, side, rank) with `side` the shorter of the gradient's two."""
+        """Return the projector, (…, side, rank) with `side` the shorter of the gradient's two."""
 
     @abstractmethod
-    def direction(self, low: Tensor, normalized: Tensor) -> Tensor:
-        """What is subtracted from the matrix, times the rate and `factor`.
+    def direction(self, names: list[str], low: Tensor, normalized: Tensor) -> Tensor:
+        """Return what is subtracted from these matrices of one shape, times the rate and `factor`: (names, …, m, n).
 
-        `normalized` is the inner optimizer's answer to `low`.
+        `normalized` is the inner optimizer's answer to `low`, both (names, …) at the projected size.
         """
 
-    @property
-    def matrix(self) -> Tensor:
-        return self.param_groups[0]["params"][0]
-
-    def is_due(self) -> bool:
-        """Whether the next step is one that takes a new projector."""
-        return self.matrix.grad is not None and self.steps % self.interval == 0
+    def is_due(self, name: str) -> bool:
+        """Return whether the matrix's next step takes a new projector."""
+        return self.steps[name] % self.interval == 0
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        assert self.matrix.grad is not None
-        self.projector = self.draw(self.matrix.grad.float())
-
-    @staticmethod
-    def refresh_all(due: "list[LowRank]") -> None:
-        for each in due:
-            each.refresh()
+    def refresh(self, names: list[str]) -> None:
+        """Draw projectors of these matrices' gradients."""
+        for name in names:
+            self.projectors[name] = self.draw(gradient_of(self.matrices[name]))
 
     def step(self) -> None:
-        if self.is_due():
-            self.refresh()
-        self.take()
+        there = [name for name, matrix in self.matrices.items() if matrix.grad is not None and name not in self.low]
+        self.refresh([name for name in there if self.is_due(name)])
+        self.take(there)
         self.update()
 
     @torch.no_grad()
-    def take(self) -> None:
-        """Projects the matrix's gradient, if it has one, with the projector that is there."""
-        if self.matrix.grad is None:
-            return
-        self.low = self.project(self.matrix.grad.float())
-        if not self.reads_gradient:
-            self.matrix.grad = None
+    def take(self, names: list[str]) -> None:
+        """Project these matrices' gradients."""
+        for batch in self._by_shape(names, MULTIPLIED):
+            gradients, projectors = (
+                stacked([gradient_of(self.matrices[name]) for name in batch]),
+                self.projectors_of(batch),
+            )
+            low = projectors.mT @ gradients if is_wide(gradients) else gradients @ projectors
+            self.low.update(zip(batch, low, strict=True))
+            if not self.reads_gradient:
+                for name in batch:
+                    self.matrices[name].grad = None
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the matrix by what was taken."""
-        (group,), matrix = self.param_groups, self.matrix
-        low, self.low = self.low, None
-        if low is None:
-            return
-        self.steps += 1
-        direction = self.direction(low, self._through_inner(low))
-        matrix.grad = None
-        if group["weight_decay"]:
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(direction, alpha=-group["lr"] * self.factor)
+        """Move the matrices by what was taken."""
+        for names in self._by_shape(self.low, STEPPED):
+            for name in names:
+                stand_in, low = self.stand_ins[name], self.low[name]
+                stand_in.data, stand_in.grad = torch.zeros_like(low), low
+                self.steps[name] += 1
+            self.inner.step()
+            for batch in self._by_shape(names, MULTIPLIED):
+                self._move(batch)
+        self.low.clear()
 
-    def project(self, gradient: Tensor) -> Tensor:
-        assert self.projector is not None
-        return self.projector.mT @ gradient if self.left else gradient @ self.projector
+    def _move(self, names: list[str]) -> None:
+        (group,) = self.param_groups
+        low = stacked([self.low[name] for name in names])
+        normalized = stacked([self.stand_ins[name].data for name in names]).neg_()
+        for name, direction in zip(names, self.direction(names, low, normalized), strict=True):
+            matrix, stand_in = self.matrices[name], self.stand_ins[name]
+            stand_in.data, stand_in.grad, matrix.grad = low.new_empty(0), None, None
+            if group["weight_decay"]:
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(direction, alpha=-group["lr"] * self.factor)
 
-    def project_back(self, low: Tensor) -> Tensor:
-        assert self.projector is not None
-        return self.projector @ low if self.left else low @ self.projector.mT
+    def projectors_of(self, names: list[str]) -> Tensor:
+        """Return the projectors of these matrices of one shape: (names, …, side, rank)."""
+        return stacked([self.projectors[name] for name in names])
 
-    def _through_inner(self, low: Tensor) -> Tensor:
-        self.stand_in.data, self.stand_in.grad = torch.zeros_like(low), low.clone()
-        self.inner.step()
-        moved = self.stand_in.data
-        self.stand_in.data, self.stand_in.grad = low.new_empty(0), None
-        return moved.neg_()
+    def _by_shape(self, names: Iterable[str], most: int) -> Iterator[list[str]]:
+        """Yield these names in groups of one shape, of `most` elements of the matrices or one of them."""
+        groups: dict[Any, list[str]] = {}
+        for name in names:
+            groups.setdefault((self.matrices[name].shape, self.matrices[name].device), []).append(name)
+        for (shape, _), group in groups.items():
+            size = max(1, most // shape.numel())
+            yield from (group[start : start + size] for start in range(0, len(group), size))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"inner": self.inner.state_dict(), "steps": self.steps, "projector": self.projector}
+        return {"inner": self.inner.state_dict(), "steps": self.steps, "projectors": self.projectors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.inner.load_state_dict(state["inner"])
-        self.steps = state["steps"]
-        saved = state["projector"]
-        self.projector = None if saved is None else saved.to(self.stand_in.device)
+        self.steps = dict(state["steps"])
+        self.projectors = {name: value.to(self.matrices[name].device) for name, value in state["projectors"].items()}
+
+
+def gradient_of(matrix: Tensor) -> Tensor:
+    """Return the matrix's gradient in float32."""
+    assert matrix.grad is not None
+    return matrix.grad.float()
+
+
+def stacked(values: list[Tensor]) -> Tensor:
+    """Return tensors of one shape as one; a single tensor is not copied."""
+    return torch.stack(values) if len(values) > 1 else values[0][None]
+
+
+def is_wide(matrix: Tensor) -> bool:
+    """Return whether rows are the shorter side, which is projected."""
+    return matrix.shape[-2] <= matrix.shape[-1]

@@ -88,11 +88,11 @@ def _faked(plan: Plan, model: Any) -> Iterator[None]:
         for module in model.modules():
             for name, old in [(name, old) for name, old in module._parameters.items() if old is not None]:
                 if id(old) not in made:  # a tied head is the embedding
-                    fake = torch.empty(old.shape, dtype=trained if old.requires_grad else old.dtype)
+                    fake = torch.empty(old.shape, dtype=trained if old.requires_grad else old.dtype, device="cuda")
                     made[id(old)] = torch.nn.Parameter(fake, requires_grad=old.requires_grad)
                 module._parameters[name] = made[id(old)]
             for name, old in [(name, old) for name, old in module._buffers.items() if old is not None]:
-                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype, device="cuda")
         yield
 
 
@@ -122,11 +122,11 @@ def _peak(plan: Plan) -> int:
         for value in (*model.parameters(), *model.buffers()):
             counted.add(value)
         base = model.get_base_model() if steps.attach.method == "lora" else model
-        ids = torch.zeros(steps.train.batch_size, steps.pack.max_length, dtype=torch.long)
+        ids = torch.zeros(steps.train.batch_size, steps.pack.max_length, dtype=torch.long, device="cuda")
         with counted:
             for _ in range(2):
                 counted.peak = counted.now
-                with torch.autocast("cpu", kind, enabled=steps.train.autocast is not None):
+                with torch.autocast("cuda", kind, enabled=steps.train.autocast is not None):
                     hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
                     chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])  # as the loss takes them
                     del hidden

@@ -136,9 +136,9 @@ def _project(plan: Plan, model: Any, arch: Any) -> Any:
     if plan.steps.attach.method != "galore":
         return None
     made = registry.run("methods", "galore").optimizer(model, _settings(plan), plan.steps.train, arch)
-    for each in made._low.values():
-        side = min(each.matrix.shape)
-        each.steps, each.projector = 1, torch.eye(side, min(side, each.rank))
+    for name, matrix in made._low.matrices.items():
+        side = min(matrix.shape)
+        made._low.steps[name], made._low.projectors[name] = 1, torch.eye(side, min(side, made._low.rank))
     return made
 
 

@@ -109,11 +109,18 @@ def begin_step(optimizer: Any, settings: Settings, step: int, total: int) -> Non
 
 
 def penalty(model: Any, settings: Settings) -> Tensor:
-    """How far P and Q are from orthogonal, on average (equation 4, with norms that are not squared as its code has)."""
-    both = (".lora_A.", ".lora_B.")
-    named = [
-        (name, value) for name, value in model.named_parameters() if value.numel() and any(s in name for s in both)
-    ]
-    products = [value @ value.mT if ".lora_A." in name else value.mT @ value for name, value in named]
-    norms = [torch.linalg.matrix_norm(product - torch.eye(len(product)).to(product)) for product in products]
-    return settings.orthogonality * torch.stack(norms).mean()
+    """Return how far P and Q are from orthogonal, on average (equation 4, its norms not squared as in its code).
+
+    Matrices of one shape are multiplied together; nothing is built off their device.
+    """
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for name, value in model.named_parameters():
+        if value.numel() and (".lora_A." in name or ".lora_B." in name):
+            rows = value if ".lora_A." in name else value.mT  # (rank, in or out)
+            by_shape.setdefault(tuple(rows.shape), []).append(rows)
+    norms = list[Tensor]()
+    for (rank, _), rows in by_shape.items():
+        stacked = torch.stack(rows)
+        identity = torch.eye(rank, dtype=stacked.dtype, device=stacked.device)
+        norms.append(torch.linalg.matrix_norm(stacked @ stacked.mT - identity))
+    return settings.orthogonality * torch.cat(norms).mean()

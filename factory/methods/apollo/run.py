@@ -18,39 +18,38 @@ class Apollo(low_rank.LowRank):
 
     reads_gradient = True
 
-    def __init__(self, settings: Settings, plan: Train, arch: Architecture, name: str, matrix: Tensor):
-        super().__init__(settings, plan, arch, name, matrix)
+    def __init__(self, settings: Settings, plan: Train, arch: Architecture, matrices: dict[str, Tensor]):
+        super().__init__(settings, plan, arch, matrices)
         self.scaling, self.limit = settings.scaling, settings.growth_limit
-        self.last_norm: Tensor | None = None
+        # of each matrix's last update; 0 limits nothing
+        self.norms = {name: torch.zeros((), device=value.device) for name, value in matrices.items()}
 
     def draw(self, gradient: Tensor) -> Tensor:
-        """Normal numbers of variance 1 / rank. They come from torch's own state, which a checkpoint has."""
+        """Return normal numbers of variance 1 / rank. They come from torch's own state, which a checkpoint has."""
         shorter = min(gradient.shape[-2:])
         shape = (*gradient.shape[:-2], shorter, self.rank)
         return torch.randn(shape, device=gradient.device) / sqrt(self.rank)
 
-    def direction(self, low: Tensor, normalized: Tensor) -> Tensor:
-        """The gradient, each channel (of the longer side) or all of it times what the update was to the gradient."""
-        over = (-2, -1) if self.scaling == "tensor" else (-2 if self.left else -1)
+    def direction(self, names: list[str], low: Tensor, normalized: Tensor) -> Tensor:
+        """Return the gradients, each channel (of the longer side) or all of it times the update's size to its own."""
+        gradients = low_rank.stacked([low_rank.gradient_of(self.matrices[name]) for name in names])
+        over = (-2, -1) if self.scaling == "tensor" else (-2 if low_rank.is_wide(gradients) else -1)
         before = torch.linalg.vector_norm(low, dim=over, keepdim=True)
         after = torch.linalg.vector_norm(normalized, dim=over, keepdim=True)
-        assert self.matrix.grad is not None
-        scaled = self.matrix.grad.float() * torch.where(before > 0, after / before, 0.0) * self.scale
-        norm = scaled.norm()
-        if self.last_norm is not None:
-            most = torch.where(self.last_norm > 0, self.limit * self.last_norm, norm)  # nothing limits no growth
-            scaled.mul_(torch.where(norm > most, most / norm, 1.0))
-            norm = torch.minimum(norm, most)
-        self.last_norm = norm
-        return scaled
+        scaled = gradients * torch.where(before > 0, after / before, 0.0) * self.scale
+        norms, last = scaled.flatten(1).norm(dim=1), low_rank.stacked([self.norms[name] for name in names])
+        most = torch.where(last > 0, self.limit * last, norms)
+        held = torch.minimum(norms, most)
+        self.norms.update(zip(names, held, strict=True))
+        shrink = torch.where(norms > most, most / norms, 1.0)
+        return scaled.mul_(shrink.view(-1, *[1] * (scaled.ndim - 1)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "last_norm": self.last_norm}
+        return {**super().state_dict(), "norms": self.norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        last = state["last_norm"]
-        self.last_norm = None if last is None else torch.as_tensor(last, device=self.matrix.device)
+        self.norms = {name: value.to(self.matrices[name].device) for name, value in state["norms"].items()}
 
 
 optimizer = low_rank.around(Apollo, projected)

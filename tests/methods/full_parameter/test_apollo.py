@@ -24,7 +24,7 @@ def settings(**changes: Any) -> Any:
 def test_steps_are_algorithm_1(shape: tuple[int, ...], scaling: str, train_plan: Callable[..., Any]) -> None:
     plan = train_plan(weight_decay=DECAY)
     matrix = torch.nn.Parameter(torch.randn(shape))
-    stepped = Apollo(settings(scaling=scaling), plan, Any, "model.layers.0.q.weight", matrix)  # type: ignore[arg-type]
+    stepped = Apollo(settings(scaling=scaling), plan, Any, {"q": matrix})  # type: ignore[arg-type]
     weight, adam, rate, last, limited = matrix.detach().double().numpy(), Adam(), plan.learning_rate, None, 0
     wide = shape[-2] <= shape[-1]
     projectors = []
@@ -33,7 +33,7 @@ def test_steps_are_algorithm_1(shape: tuple[int, ...], scaling: str, train_plan:
         matrix.grad = gradient.clone()
         stepped.step()
         g = gradient.double().numpy()
-        p = stepped.projector.double().numpy()  # type: ignore[union-attr]
+        p = stepped.projectors["q"].double().numpy()
         projectors.append(p)
         low = np.swapaxes(p, -1, -2) @ g if wide else g @ p
         normalized = adam(low)
@@ -55,19 +55,21 @@ def test_the_projection_keeps_norms_on_average(train_plan: Callable[..., Any]) -
     """Entries are normal of variance 1 / rank, so the projected norm is the norm (the paper, theorem 4.1)."""
     rank, side = 50, 400
     matrix = torch.nn.Parameter(torch.zeros(side, 600))
-    stepped = Apollo(settings(rank=rank), train_plan(), Any, "q", matrix)  # type: ignore[arg-type]
+    stepped = Apollo(settings(rank=rank), train_plan(), Any, {"q": matrix})  # type: ignore[arg-type]
     torch.manual_seed(0)
     projector = stepped.draw(matrix.detach())
     assert projector.shape == (side, rank)
     assert abs(projector.mean()) < 0.01
     assert projector.var().item() * rank == pytest.approx(1, abs=0.05)
-    stepped.projector, gradient = projector, torch.randn(side, 600)
-    assert stepped.project(gradient).norm().item() == pytest.approx(gradient.norm().item(), rel=0.05)
+    stepped.projectors["q"] = projector
+    matrix.grad = gradient = torch.randn(side, 600)
+    stepped.take(["q"])
+    assert stepped.low["q"].norm().item() == pytest.approx(gradient.norm().item(), rel=0.05)
 
 
 def test_a_channel_without_a_gradient_stays(train_plan: Callable[..., Any]) -> None:
     matrix = torch.nn.Parameter(torch.ones(8, 10))
-    stepped = Apollo(settings(), train_plan(), Any, "q", matrix)  # type: ignore[arg-type]
+    stepped = Apollo(settings(), train_plan(), Any, {"q": matrix})  # type: ignore[arg-type]
     matrix.grad = torch.randn(8, 10)
     matrix.grad[:, 3] = 0
     stepped.step()

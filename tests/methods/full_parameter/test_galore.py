@@ -13,10 +13,11 @@ import torch
 from low_rank import SHAPES, Adam, gradients
 
 from factory.architecture import architecture
+from factory.methods.apollo.run import Apollo
 from factory.methods.galore.run import GaLore, optimizer
 from factory.methods.galore.spec import kept, optimizer_bytes, projected
 from factory.optimizers import low_rank as optimizers
-from factory.optimizers.several import Hooked
+from factory.optimizers.several import Hooked, Several
 
 RANK, INTERVAL, SCALE, DECAY = 4, 3, 0.25, 0.1
 SETTINGS: Any = SimpleNamespace(
@@ -28,7 +29,7 @@ SETTINGS: Any = SimpleNamespace(
 def test_steps_are_algorithm_2(shape: tuple[int, ...], train_plan: Callable[..., Any]) -> None:
     plan = train_plan(weight_decay=DECAY)
     matrix = torch.nn.Parameter(torch.randn(shape))
-    stepped = GaLore(SETTINGS, plan, Any, "model.layers.0.q.weight", matrix)  # type: ignore[arg-type]
+    stepped = GaLore(SETTINGS, plan, Any, {"q": matrix})  # type: ignore[arg-type]
     weight, adam, rate = matrix.detach().double().numpy(), Adam(), plan.learning_rate
     wide, p = shape[-2] <= shape[-1], np.zeros(0)
     for step, gradient in enumerate(gradients(shape)):
@@ -38,7 +39,7 @@ def test_steps_are_algorithm_2(shape: tuple[int, ...], train_plan: Callable[...,
         if step % INTERVAL == 0:
             left, _, right = np.linalg.svd(g, full_matrices=False)
             p = left[..., :RANK] if wide else np.swapaxes(right, -1, -2)[..., :RANK]
-            theirs = stepped.projector.double().numpy()  # type: ignore[union-attr]
+            theirs = stepped.projectors["q"].double().numpy()
             p = p * np.sign((p * theirs).sum(-2, keepdims=True))  # singular vectors are known up to their signs
             np.testing.assert_allclose(theirs, p, atol=2e-4)
         pt = np.swapaxes(p, -1, -2)
@@ -50,13 +51,12 @@ def test_steps_are_algorithm_2(shape: tuple[int, ...], train_plan: Callable[...,
 
 def _stepped(stepped: GaLore, *given: torch.Tensor) -> None:
     for gradient in given:
-        stepped.matrix.grad = gradient.clone()
+        stepped.matrices["q"].grad = gradient.clone()
         stepped.step()
 
 
-def _own(projector: torch.Tensor | None, gradient: torch.Tensor) -> bool:
+def _own(projector: torch.Tensor, gradient: torch.Tensor) -> bool:
     """Whether it spans what the gradient's first singular vectors do."""
-    assert projector is not None
     first = torch.linalg.svd(gradient, full_matrices=False)[0][..., :RANK]
     return torch.allclose(projector @ projector.mT, first @ first.mT, atol=1e-4)
 
@@ -67,23 +67,23 @@ def test_zeros_draw_no_projector(train_plan: Callable[..., Any]) -> None:
     zero, (one, two, three) = torch.zeros(shape), gradients(shape, 3)
 
     def made() -> GaLore:
-        return GaLore(SETTINGS, train_plan(), Any, "q", torch.nn.Parameter(torch.ones(shape)))  # type: ignore[arg-type]
+        return GaLore(SETTINGS, train_plan(), Any, {"q": torch.nn.Parameter(torch.ones(shape))})  # type: ignore[arg-type]
 
     stepped = made()
     _stepped(stepped, zero, zero)
-    assert stepped.matrix.eq(1).all() and stepped.steps == 2
+    assert stepped.matrices["q"].eq(1).all() and stepped.steps["q"] == 2
     again = made()
     again.load_state_dict(deepcopy(stepped.state_dict()))
     for each in (stepped, again):
         _stepped(each, one)
-        assert _own(each.projector, one)
+        assert _own(each.projectors["q"], one)
         _stepped(each, zero)  # the next turn
-        assert _own(each.projector, one)
+        assert _own(each.projectors["q"], one)
         _stepped(each, two)  # which is over
-        assert _own(each.projector, one)
+        assert _own(each.projectors["q"], one)
         _stepped(each, zero, three)
-        assert each.steps == 2 * INTERVAL + 1 and _own(each.projector, three)
-    assert torch.equal(stepped.matrix, again.matrix)
+        assert each.steps["q"] == 2 * INTERVAL + 1 and _own(each.projectors["q"], three)
+    assert torch.equal(stepped.matrices["q"], again.matrices["q"])
 
 
 def test_an_expert_without_a_gradient_draws_no_projector(train_plan: Callable[..., Any]) -> None:
@@ -91,17 +91,16 @@ def test_an_expert_without_a_gradient_draws_no_projector(train_plan: Callable[..
     shape = (3, 6, 10)
     one, two, three, four = gradients(shape, 4)
     one[1:], two[2], four[0] = 0, 0, 0
-    stepped = GaLore(SETTINGS, train_plan(), Any, "q", torch.nn.Parameter(torch.ones(shape)))  # type: ignore[arg-type]
+    stepped = GaLore(SETTINGS, train_plan(), Any, {"q": torch.nn.Parameter(torch.ones(shape))})  # type: ignore[arg-type]
     for gradient, from_which in ((one, (one, None, None)), (two, (one, two, None)), (three, (one, two, three))):
         _stepped(stepped, gradient)
-        assert stepped.projector is not None
         for index, drawn in enumerate(from_which):
-            found = stepped.projector[index]
+            found = stepped.projectors["q"][index]
             assert found.eq(0).all() if drawn is None else _own(found, drawn[index])
-        assert stepped.lacks == (None in from_which)
+        assert ("q" in stepped.lacks) == (None in from_which)
     _stepped(stepped, four)
-    assert [_own(stepped.projector[index], four[index]) for index in range(3)] == [False, True, True]
-    assert _own(stepped.projector[0], one[0])
+    assert [_own(stepped.projectors["q"][index], four[index]) for index in range(3)] == [False, True, True]
+    assert _own(stepped.projectors["q"][0], one[0])
 
 
 def test_projectors_are_drawn_side_by_side(train_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,13 +111,15 @@ def test_projectors_are_drawn_side_by_side(train_plan: Callable[..., Any], monke
     monkeypatch.setattr(GaLore, "draw", lambda *given: drawn_by.add(threading.get_ident()) or draw(*given))
 
     def stepped(together: bool) -> list[torch.Tensor]:
-        matrices = [torch.nn.Parameter(torch.ones(shape)) for shape in [*SHAPES.values()] * 2]
-        each = [GaLore(SETTINGS, plan, Any, "q", matrix) for matrix in matrices]  # type: ignore[arg-type]
-        for matrix in matrices:
+        matrices = {str(at): torch.nn.Parameter(torch.ones(shape)) for at, shape in enumerate([*SHAPES.values()] * 2)}
+        for matrix in matrices.values():
             (matrix.grad,) = gradients(tuple(matrix.shape), 1)
-        for one in [optimizers.Projected([], list(each))] if together else each:
+        each = [matrices] if together else [{name: matrix} for name, matrix in matrices.items()]
+        optimizers = [GaLore(SETTINGS, plan, Any, some) for some in each]  # type: ignore[arg-type]
+        for one in optimizers:
             one.step()
-        return [value for one in each for value in (one.matrix.detach(), one.projector)]  # type: ignore[misc]
+        projectors = {name: value for one in optimizers for name, value in one.projectors.items()}
+        return [value for name in matrices for value in (matrices[name].detach(), projectors[name])]
 
     try:
         torch.set_num_threads(1)
@@ -134,6 +135,46 @@ def test_projectors_are_drawn_side_by_side(train_plan: Callable[..., Any], monke
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("apollo", "adamw"), *(("galore", name) for name in ("adamw", "adamw_8bit", "adafactor", "lion"))],
+)
+def test_matrices_of_one_shape_step_together_as_alone(
+    method: str, name: str, train_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time in a product, three in a step of the inner optimizer; states are larger than 4096 elements."""
+    kind = {"apollo": Apollo, "galore": GaLore}[method]
+    settings: Any = SimpleNamespace(**{**vars(SETTINGS), "rank": 32, "scaling": "channel", "growth_limit": 1.01})
+    plan, shapes = train_plan(optimizer=name, weight_decay=DECAY), [(64, 160), (160, 64), (2, 64, 160)] * 3
+    monkeypatch.setattr(optimizers, "MULTIPLIED", 2 * 64 * 160 + 1)
+    monkeypatch.setattr(optimizers, "STEPPED", 3 * 64 * 160 + 1)
+    moved = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        matrices = {str(at): torch.nn.Parameter(torch.randn(shape)) for at, shape in enumerate(shapes)}
+        each = [matrices] if together else [{key: matrix} for key, matrix in matrices.items()]
+        stepped = [kind(settings, plan, Any, some) for some in each]  # type: ignore[arg-type]
+        for step in range(2 * INTERVAL):
+            for matrix in matrices.values():
+                matrix.grad = gradients(tuple(matrix.shape), 1)[0] * (1 + step)
+            torch.manual_seed(step)  # APOLLO draws in the order of the matrices
+            for one in stepped:
+                one.step()
+        moved.append([matrix.detach() for matrix in matrices.values()])
+    for mine, theirs in zip(*moved, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_matrix_without_a_gradient_waits(train_plan: Callable[..., Any]) -> None:
+    """As an expert that no token was sent to: it keeps its step count, and the others move."""
+    matrices = {name: torch.nn.Parameter(torch.ones(6, 10)) for name in ("one", "other")}
+    stepped = GaLore(SETTINGS, train_plan(), Any, matrices)  # type: ignore[arg-type]
+    matrices["one"].grad = gradients((6, 10), 1)[0]
+    stepped.step()
+    assert stepped.steps == {"one": 1, "other": 0} and stepped.projectors.keys() == {"one"}
+    assert matrices["other"].eq(1).all() and not matrices["one"].eq(1).all()
+
+
 # --- gradients that are projected within the backward pass
 
 
@@ -144,17 +185,12 @@ class Stepped:
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.Tanh(), torch.nn.Linear(20, 12))
         named = dict(self.network.named_parameters())
-        self.low: dict[str, Any] = {
-            name: GaLore(SETTINGS, plan, Any, name, value)  # type: ignore[arg-type]
-            for name, value in named.items()
-            if value.ndim == 2
-        }
-        self.rest = {name: value for name, value in named.items() if name not in self.low}
+        self.rest = {name: value for name, value in named.items() if value.ndim == 1}
+        matrices = {name: value for name, value in named.items() if value.ndim == 2}
+        self.low = GaLore(SETTINGS, plan, Any, matrices)  # type: ignore[arg-type]
         others = [torch.optim.AdamW(self.rest.values(), lr=plan.learning_rate)]
         self.made: Any = (
-            optimizers.ProjectedInThePass(others, self.rest, self.low)
-            if in_the_pass
-            else optimizers.Projected(others, [*self.low.values()])
+            optimizers.ProjectedInThePass(others, self.rest, self.low) if in_the_pass else Several([*others, self.low])
         )
 
     def backward(self, seed: int, *, times: float = 1.0) -> None:
@@ -193,18 +229,19 @@ def test_of_what_was_projected_no_gradient_stays(
     """Where a projector is to be drawn, gradients of so many elements wait for each other."""
     made = Stepped(train_plan(), in_the_pass=True)
     alive: list[int] = []
-    for one in made.low.values():  # called after the optimizer's own hook
-        one.matrix.register_post_accumulate_grad_hook(
-            lambda _: alive.append(sum(each.matrix.grad is not None for each in made.low.values()))
+    matrices = made.low.matrices.values()
+    for matrix in matrices:  # called after the optimizer's own hook
+        matrix.register_post_accumulate_grad_hook(
+            lambda _: alive.append(sum(each.grad is not None for each in matrices))
         )
     monkeypatch.setattr(optimizers, "AT_ONCE", 241)  # one matrix has 240
     for step in range(2):
         made.backward(step)
         made.clip(1.0)
-        assert all(each.low is not None and each.matrix.grad is None for each in made.low.values())
+        assert made.low.low.keys() == made.low.matrices.keys() and all(each.grad is None for each in matrices)
         made.step()
     assert alive == [1, 0, 0, 0]
-    assert all(each.low is None and each.steps == 2 for each in made.low.values())
+    assert not made.low.low and set(made.low.steps.values()) == {2}
 
 
 def test_what_is_no_number_draws_no_projector(train_plan: Callable[..., Any]) -> None:
@@ -219,7 +256,8 @@ def test_what_is_no_number_draws_no_projector(train_plan: Callable[..., Any]) ->
     assert np.isfinite(made.clip(1.0))
     made.step()
     assert all(value.isfinite().all() for value in made.network.parameters())
-    assert all(each.steps == 1 and each.projector.isfinite().all() for each in made.low.values())
+    assert set(made.low.steps.values()) == {1}
+    assert all(projector.isfinite().all() for projector in made.low.projectors.values())
 
 
 def test_a_tensor_without_a_gradient_is_told(train_plan: Callable[..., Any]) -> None:
@@ -236,8 +274,8 @@ def test_a_tensor_without_a_gradient_is_told(train_plan: Callable[..., Any]) -> 
     ("changes", "wanted"),
     [
         ({}, optimizers.ProjectedInThePass),
-        ({"gradient_accumulation_steps": 2}, optimizers.Projected),
-        ({"autocast": "float16"}, optimizers.Projected),
+        ({"gradient_accumulation_steps": 2}, Several),
+        ({"autocast": "float16"}, Several),
     ],
 )
 def test_only_a_gradient_that_one_pass_makes_whole_is_projected_in_it(
@@ -261,7 +299,7 @@ def test_eight_bits_step_almost_as_algorithm_2(train_plan: Callable[..., Any]) -
     for name in ("adamw", "adamw_8bit"):
         torch.manual_seed(0)
         matrix = torch.nn.Parameter(torch.randn(shape))
-        stepped = GaLore(settings, train_plan(optimizer=name), Any, "q", matrix)  # type: ignore[arg-type]
+        stepped = GaLore(settings, train_plan(optimizer=name), Any, {"q": matrix})  # type: ignore[arg-type]
         start = matrix.detach().clone()
         for gradient in gradients(shape):
             matrix.grad = gradient.clone()

@@ -51,7 +51,7 @@ def galore_apart(
 
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(turned(start))
     settings: Any = SimpleNamespace(rank=4, update_interval=PERIOD, scale=0.25)
-    mine = GaLore(settings, plan, Any, "q", ours)  # type: ignore[arg-type]
+    mine = GaLore(settings, plan, Any, {"q": ours})  # type: ignore[arg-type]
     group = {"params": [theirs], "rank": 4, "update_proj_gap": PERIOD, "scale": 0.25, "proj_type": "std"}
     oracle = galore_torch.GaLoreAdamW([group], lr=plan.learning_rate, weight_decay=0.0, no_deprecation_warning=True)
     apart: list[float] = []
