@@ -88,11 +88,11 @@ def _faked(plan: Plan, model: Any) -> Iterator[None]:
         for module in model.modules():
             for name, old in [(name, old) for name, old in module._parameters.items() if old is not None]:
                 if id(old) not in made:  # a tied head is the embedding
-                    fake = torch.empty(old.shape, dtype=trained if old.requires_grad else old.dtype, device="cuda")
+                    fake = torch.empty(old.shape, dtype=trained if old.requires_grad else old.dtype)
                     made[id(old)] = torch.nn.Parameter(fake, requires_grad=old.requires_grad)
                 module._parameters[name] = made[id(old)]
             for name, old in [(name, old) for name, old in module._buffers.items() if old is not None]:
-                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype, device="cuda")
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
         yield
 
 
@@ -102,6 +102,16 @@ def maskless(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.llama import modeling_llama
 
     monkeypatch.setattr(modeling_llama, "create_causal_mask", lambda **_: None)
+
+
+@pytest.fixture(autouse=True)
+def written_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: fake tensors say that they are a CPU's, which widens the factors of such products."""
+    import torch
+
+    from factory import losses
+
+    monkeypatch.setattr(losses, "_wide_product", lambda one, other: torch.mm(one, other, out_dtype=torch.float32))
 
 
 def _peak(plan: Plan) -> int:
@@ -122,11 +132,11 @@ def _peak(plan: Plan) -> int:
         for value in (*model.parameters(), *model.buffers()):
             counted.add(value)
         base = model.get_base_model() if steps.attach.method == "lora" else model
-        ids = torch.zeros(steps.train.batch_size, steps.pack.max_length, dtype=torch.long, device="cuda")
+        ids = torch.zeros(steps.train.batch_size, steps.pack.max_length, dtype=torch.long)
         with counted:
             for _ in range(2):
                 counted.peak = counted.now
-                with torch.autocast("cuda", kind, enabled=steps.train.autocast is not None):
+                with torch.autocast("cpu", kind, enabled=steps.train.autocast is not None):
                     hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
                     chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])  # as the loss takes them
                     del hidden
