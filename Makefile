@@ -13,7 +13,7 @@ help:  ## this list
 setup: $(VENV)/.ready  ## a virtual environment with Factory and the embedded model
 
 demo: setup  ## fine-tune the embedded model on the built-in rows and show what changed
-	$(RUN) -m factory stage.learning_rate=1e-3
+	$(RUN) -m factory stage.learning_rate=1e-3 checks=full
 
 table4: setup  ## the paper's Table 4 beside its figures: in small without a GPU (minutes), as it stands with one
 	$(RUN) benchmarks/table4.py

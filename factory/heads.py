@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from factory.facts import ModelFacts
 
 FILES = "*_head.safetensors"  # each with the tensor `weight`
-_TENSOR = "weight"
+TENSOR = "weight"
 Start = Literal["drawn", "zero"]
 
 
@@ -57,7 +57,7 @@ def goes_on(tensor: str, model: "ModelFacts") -> tuple[str, Shape] | None:
 
 def module_of(tensor: str) -> str:
     """What the head is called in the model, by its tensor's name."""
-    return tensor.removesuffix(f".{_TENSOR}")
+    return tensor.removesuffix(f".{TENSOR}")
 
 
 def file_of(tensor: str) -> str:
@@ -65,7 +65,7 @@ def file_of(tensor: str) -> str:
 
 
 def tensor_of(file: Path) -> str:
-    return f"{file.stem}.{_TENSOR}"
+    return f"{file.stem}.{TENSOR}"
 
 
 def start(stage: str) -> Start:
@@ -118,7 +118,7 @@ def save(model: Any, names: tuple[str, ...], folder: Path) -> None:
 
     for name in names:
         weight = model.get_parameter(name).detach().cpu().contiguous()
-        save_file({_TENSOR: weight}, folder / file_of(name), metadata={"format": "pt"})
+        save_file({TENSOR: weight}, folder / file_of(name), metadata={"format": "pt"})
 
 
 def apply(model: Any, name: str, hidden: "Tensor") -> "Tensor":
@@ -141,4 +141,4 @@ def _put(model: Any, name: str, weight: "Tensor", *, trains: bool) -> None:
 def _read(file: Path) -> "Tensor":
     from safetensors.torch import load_file
 
-    return load_file(file)[_TENSOR]
+    return load_file(file)[TENSOR]

@@ -11,7 +11,7 @@ import yaml
 
 from factory.parsed import json_of, yaml_of
 from factory.refusal import UserError, refuse
-from factory.schema import ExportQuantization, Quantization, Strategy, Tracking
+from factory.schema import Checks, ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
 VERSION = 19
@@ -407,6 +407,7 @@ class Plan:
     overrides: tuple[str, ...]
     config_dirs: tuple[str, ...]  # the folders of options of the user's own
     seed: int
+    checks: Checks  # which proofs a training run makes
     steps: Steps
     export: Export | None  # of the verb `export`
     estimate: Estimate

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from factory.typed import Bytes, key
 
 Auto = Literal["auto"]
+Checks = Literal["fast", "full", "none"]  # factory.execute.checks.LEVELS
 Strategy = Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 Optimizer = Literal[
     "adamw",

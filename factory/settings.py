@@ -13,7 +13,18 @@ from factory.typed import Key, Limits, Reader, known_keys, plain, walk_keys
 
 # the groups whose keys depend on the name inside them
 NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
-SEED = Limits("the seed of every random choice", low=0, high=2**32 - 1)
+# the keys that stand in no group
+ALONE: dict[str, tuple[Any, Limits]] = {
+    "seed": (int, Limits("the seed of every random choice", low=0, high=2**32 - 1)),
+    "checks": (
+        schema.Checks,
+        Limits(
+            "which proofs a training run makes: fast (without a second copy of the model, and without a pass over "
+            "frozen weights), full (reading the saved model again and summing up the frozen weights), none (nothing "
+            "that takes a pass over a model)"
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +49,7 @@ class Settings:
     serve: schema.Serve
     board: schema.Board
     seed: int
+    checks: schema.Checks
     options: dict[str, str]
     overrides: tuple[str, ...]
     run_dir: str
@@ -66,7 +78,7 @@ def read(
     reader.bad_keys |= bad_groups
     values: dict[str, Any] = {}
     for name in tree:
-        if name not in (*GROUPS, *NAMED, "seed"):
+        if name not in (*GROUPS, *NAMED, *ALONE):
             reader.problems.append(unknown_key(str(name), tree[name], [found.path for found in all_keys()]))
     data, unknown = _of_known_sets(catalogue.with_entries(tree.get("data", {})))
     reader.problems += unknown
@@ -75,7 +87,8 @@ def read(
         values[name] = reader.record(cls, tree.get(name, {}), name)
     for name, kind in NAMED.items():
         values[name] = None if name in bad_groups else _named(reader, name, kind, tree.get(name, {}))
-    values["seed"] = reader.value(int, tree.get("seed"), "seed", SEED)
+    for name, (kind, limits) in ALONE.items():
+        values[name] = reader.value(kind, tree.get(name), name, limits)
     settings = Settings(
         **values, options=options, overrides=overrides, run_dir=run_dir, config_dirs=config_dirs, verb=verb
     )
@@ -162,4 +175,4 @@ def all_keys() -> Iterator[Key]:
                 if found.path not in seen:
                     seen.add(found.path)
                     yield found
-    yield Key("seed", int, SEED)
+    yield from (Key(name, *declared) for name, declared in ALONE.items())

@@ -203,7 +203,7 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
         from factory.execute.heard import hearing
         from factory.steps import train
 
-        base = ("evaluate.samples=0", "hardware=cpu", "tracking=none")
+        base = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "checks=full")
         if not any(text.startswith("model.path=") for text in overrides):
             base += (f"model.path={tiny_model}",)
         plan = plan or compiled(*base, *overrides)

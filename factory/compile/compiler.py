@@ -155,6 +155,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         overrides=settings.overrides,
         config_dirs=settings.config_dirs,
         seed=settings.seed,
+        checks=settings.checks,
         steps=steps,
         export=exporting.planned(case) if settings.verb == "export" else None,
         estimate=_estimate(case, numbers, steps, training=training),

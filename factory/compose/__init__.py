@@ -402,5 +402,5 @@ def _plain_key(text: str) -> tuple[str, Any] | None:
         return None
     key, value = override.key_or_group, override.value()
     plain_one = not override.is_delete() and not override.is_sweep_override()
-    known = key == "seed" or ("." in key and key.partition(".")[0] in _KEYED)
+    known = key in ("seed", "checks") or ("." in key and key.partition(".")[0] in _KEYED)
     return (key, value) if plain_one and known else None

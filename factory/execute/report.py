@@ -123,6 +123,8 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     report["memory"] |= {"peak_bytes": peak, "by_step": run.memory_by_step, "library_pages_bytes": _pages(run)}
     advice = memory_as_estimated(report["memory"], run.plan.estimate.memory.total) if estimated else {}
     report |= {**result, "checks": {**run.checks, **advice}}
+    if run.plan.verb == "train":
+        report["checks_level"] = run.plan.checks
     if status == "finished" and estimated:
         report["estimate"] = errors(run.plan.estimate, report["memory"], result.get("train"))
     report["warnings"] = run.heard.summary()

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from factory import registry
+from factory.execute.checks import LEVELS
 from factory.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.advice import Change
@@ -59,6 +60,7 @@ def _of_run(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from _memory(plan.estimate.memory)
     if plan.verb == "train":
         yield "time", _time(plan.estimate)
+        yield "checks", f"{plan.checks}: [dim]{LEVELS[plan.checks]}[/dim]"
 
 
 def _model(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from factory.execute.checks import LEVELS
 from factory.execute.report import ADVICE, mostly_dropped, rows_told
 from factory.run.screen import WHOSE, grid
 from factory.words import between, counted, duration, rate, size
@@ -27,7 +28,7 @@ def report_panel(report: dict[str, Any], folder: Path) -> Panel:
         *_quality(evaluate, whose),
         *_scored(evaluate, whose),
         *_samples(report.get("samples", [])),
-        *_checks(report.get("checks", {})),
+        *_checks(report.get("checks", {}), report.get("checks_level")),
     ):
         table.add_row(name, text)
     return Panel(table, title=f"report {folder}", title_align="left", expand=False)
@@ -145,7 +146,9 @@ def _samples(samples: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
         yield "after" if "before" in sample else "answer", escape(sample["after"].strip())
 
 
-def _checks(checks: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _checks(checks: dict[str, Any], level: str | None) -> Iterator[tuple[str, str]]:
+    if level is not None:
+        yield "checks", f"{level}: [dim]{LEVELS[level]}[/dim]"
     for name, check in checks.items():
         red = "[yellow]note[/yellow]" if name in ADVICE else "[red]RED[/red]"
         verdict = "[green]ok[/green] " if check["passed"] else red

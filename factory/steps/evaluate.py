@@ -38,7 +38,8 @@ def before(
     if run.resume_from is not None:
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
     _check_head(run, model, dataset)
-    if run.plan.steps.pack.isolate_documents or run.plan.steps.pack.padding_free:
+    shares = run.plan.steps.pack.isolate_documents or run.plan.steps.pack.padding_free
+    if shares and run.plan.checks != "none":
         check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
 
@@ -214,7 +215,7 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     from factory.losses import heads_agree
 
     plan = run.plan.steps
-    if not writes(plan.train.stage):
+    if run.plan.checks == "none" or not writes(plan.train.stage):
         return
     ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)

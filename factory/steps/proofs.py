@@ -1,7 +1,8 @@
 """Proofs of a run: what is frozen stayed so, the last checkpoint opens, what was saved is what was trained.
 
 `witness` looks at the model before training and `prove` after it. `reload` reads the saved model anew when nobody holds
-the trained one any more, so that two are never in memory together.
+the trained one any more, so that two are never in memory together. The plan's `checks` says which of them are made
+(`factory.execute.checks.LEVELS`).
 """
 
 import copy
@@ -61,9 +62,10 @@ class Seen:
 
 def witness(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     """The model as it is before anything is trained or measured."""
-    if not _alone(run):
+    if run.plan.checks == "none" or not _alone(run):
         return {"seen": Seen({}, [])}
-    frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
+    full = run.plan.checks == "full"
+    frozen = [name for name, value in model.named_parameters() if full and not value.requires_grad]
     return {"seen": Seen(checksums(model, frozen), _reference_losses(run, model, dataset))}
 
 
@@ -77,7 +79,7 @@ def prove(
     trained: dict[str, Any],
 ) -> dict[str, Any]:
     """After training, with the trained model at hand."""
-    if not _alone(run):
+    if run.plan.checks == "none" or not _alone(run):
         return {"expected": None}
     if frozen := seen.frozen:  # else there is nothing that could have changed
         now = checksums(model, frozen)
@@ -92,8 +94,11 @@ def prove(
         run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail)
     names = [name for name, value in model.named_parameters() if value.requires_grad]
     _check_resume_point(run, dict(model.named_parameters()), names, trained["summary"]["steps"])
-    ids = dataset.first.ids[:_TOKENS]
     beside = heads.heads(run.plan.steps.train.stage, arch)  # saved as they were trained
+    if run.plan.checks == "fast":
+        _check_saved(run, model, [*beside])
+        return {"expected": None}
+    ids = dataset.first.ids[:_TOKENS]
     saved = checksums(model, names, saved_type(run, model)) | checksums(model, beside)
     types = {name: value.dtype for name, value in model.named_parameters()}
     return {"expected": Expected(saved, types, ids, token_losses(run, model, ids))}
@@ -125,13 +130,29 @@ def _alone(run: Run) -> bool:
 
 
 def checksums(model: Any, names: Iterable[str], dtype: Any = None) -> Sums:
-    """Of the named parameters, cast to `dtype` where one is given."""
+    """Return those of the named parameters, cast to `dtype` where one is given. Each device is read from once."""
+    import torch
+
     there = dict(model.named_parameters())
-    return {name: checksum(there[name], dtype) for name in names if name in there}
+    by_device: dict[Any, dict[str, Any]] = {}
+    for name in names:
+        if name in there:
+            total = _total(there[name], dtype)
+            by_device.setdefault(total.device, {})[name] = total
+    return {
+        name: (tuple(there[name].shape), number % 2**64)
+        for totals in by_device.values()
+        for name, number in zip(totals, torch.stack([*totals.values()]).tolist(), strict=True)
+    }
 
 
-def checksum(tensor: Any, dtype: Any = None) -> tuple[Shape, int]:
-    """Shape, and the sum of the bytes read as 64-bit integers, each block times another odd number: one pass, exact.
+def checksum(tensor: Any) -> tuple[Shape, int]:
+    """Return a tensor's shape, and the sum of its bytes as `_total` takes it."""
+    return tuple(tensor.shape), int(_total(tensor)) % 2**64
+
+
+def _total(tensor: Any, dtype: Any = None) -> Any:
+    """Return the sum of the bytes as 64-bit integers modulo 2^64, each block times another odd number, on the device.
 
     A single change always shows; several go unseen with a probability of about 2^-64. A quantizer's own kind of tensor
     is taken by the tensors that it holds: to read it as bytes is not what it is made for.
@@ -140,15 +161,15 @@ def checksum(tensor: Any, dtype: Any = None) -> tuple[Shape, int]:
 
     value = tensor.detach()
     if dtype is None and hasattr(value, "__tensor_flatten__"):
-        held = [checksum(getattr(value, name))[1] for name in value.__tensor_flatten__()[0]]
-        return tuple(tensor.shape), sum(total * (2 * number + 1) for number, total in enumerate(held)) % 2**64
+        held = [_total(getattr(value, name)) for name in value.__tensor_flatten__()[0]]
+        return sum(total * (2 * number + 1) for number, total in enumerate(held))
     value = (value if dtype is None else value.to(dtype)).contiguous().view(-1)
     data = value.view(torch.uint8)
     whole = data[: data.numel() // 8 * 8].view(torch.int64)
-    total = int(data[whole.numel() * 8 :].to(torch.int64).sum())
-    for number, block in enumerate(whole.split(_BLOCK)):
-        total += int(block.sum()) * (2 * number + 1)
-    return tuple(tensor.shape), total % 2**64
+    blocks = whole[: whole.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK).sum(1)
+    odd = 2 * torch.arange(len(blocks) + 1, device=data.device) + 1
+    rest = whole[blocks.numel() * _BLOCK :].sum() * odd[-1] + data[whole.numel() * 8 :].to(torch.int64).sum()
+    return (blocks * odd[:-1]).sum() + rest
 
 
 _BLOCK = 2**16  # 64-bit integers
@@ -248,6 +269,60 @@ def saved_type(run: Run, model: Any) -> Any:
 
     kept = run.plan.steps.train.autocast
     return None if kept is None or hasattr(model, "peft_config") else getattr(torch, kept)
+
+
+def _check_saved(run: Run, model: Any, beside: list[str]) -> None:
+    """Check that model/ holds the trained tensors bit for bit, reading and comparing one after the other.
+
+    `beside` names the stage's heads. Left out where the files name every tensor otherwise than the model does.
+    """
+    try:
+        same, wrong, left = _compared(run, model, beside)
+    except Exception as error:  # whatever a library raises at what was saved is the verdict
+        run.check("saved", False, f"what was saved cannot be read: {said(error)}")
+        return
+    if not same and not wrong:
+        run.emit("note", text="model/ names all tensors otherwise than the model: checks=full compares them.")
+        return
+    more = f", {left} are saved in another form" if left else ""
+    detail = f"{same} of {same + len(wrong)} trained tensors are in model/ as they were trained{more}"
+    run.check("saved", not wrong, detail + _named(wrong))
+
+
+def _compared(run: Run, model: Any, beside: list[str]) -> tuple[int, list[str], int]:
+    """Return how many trained tensors are saved as they are, which are not, and how many are saved in another form.
+
+    An adapter that is saved with its start beside it (`methods.lora.run.export`) is the first block of what is saved.
+    transformers saves some models' tensors under other names, stacks of experts one by one; PEFT does not.
+    """
+    import torch
+    from safetensors import safe_open
+
+    folder, kept = run.folder.model, saved_type(run, model)
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    files: dict[Path, dict[str, Any]] = {
+        folder / heads.file_of(name): {heads.TENSOR: trained.pop(name)} for name in beside if name in trained
+    }
+    adapter = hasattr(model, "peft_config")
+    if adapter:
+        from peft import get_peft_model_state_dict
+
+        files[folder / "adapter_model.safetensors"] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    else:
+        files |= dict.fromkeys(sorted(folder.glob("model*.safetensors")), trained)
+    same, wrong, seen = 0, list[str](), set[str]()
+    for file, tensors in files.items():
+        with safe_open(file, framework="pt") as saved:
+            for key in sorted(tensors.keys() & set(saved.keys())):
+                value, part = tensors[key], saved.get_slice(key)
+                block = part[tuple(map(slice, value.shape))] if value.ndim else saved.get_tensor(key)
+                wanted = value if kept is None or key == heads.TENSOR else value.to(kept)
+                alike = block.dtype == wanted.dtype and torch.equal(block.to(wanted.device), wanted)
+                same += alike
+                wrong += [] if alike else [key]
+                seen.add(key)
+    missing = {key for tensors in files.values() for key in tensors} - seen
+    return same, wrong + sorted(missing if adapter else ()), 0 if adapter else len(missing)
 
 
 def read_saved(run: Run) -> Any:

@@ -88,7 +88,7 @@ def test_the_whole_journey(page: Any, address: str) -> None:
     browsing.tab(page, "Train")
     page.locator("#state", has_text="running").wait_for()
     page.locator("#state", has_text="finished").wait_for(timeout=10 * browsing.MINUTE)
-    page.locator("#result", has_text="save_reload").wait_for()
+    page.locator("#result", has_text="resume_point").wait_for()
     browsing.picture(page, "train")
     browsing.tab(page, "Chat")
     page.wait_for_function("document.querySelector('#chat-left input').value.includes('finished')")

@@ -270,6 +270,7 @@ def test_memory_off_the_estimate() -> None:
 
 # where a check's fault is planted that no run above has
 ELSEWHERE = {
+    "saved": "test_proofs.py::test_a_saved_tensor_is_not_the_trained_one",
     "resume_point": "test_proofs.py::test_a_checkpoint_that_does_not_open",
     "trainable_as_planned": f"{Path(__file__).name}::test_another_count_than_planned",
     "ranks_agree": f"{Path(__file__).name}::test_ranks_that_hold_other_weights",

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from factory.estimate.runtime import LIBRARY_PAGES
 from factory.execute import checkpoint
-from factory.execute.checks import CHECKS
+from factory.execute.checks import CHECKS, LEVELS
 from factory.execute.report import ADVICE, comparable, memory_as_estimated, write_report
 from factory.run.folder import MANIFEST
 from factory.run.report_shown import report_panel
@@ -81,7 +81,71 @@ def test_what_several_processes_do_not_prove_is_said(execute: Execute, monkeypat
     monkeypatch.setattr(proofs, "_alone", lambda run: False)
     left = execute(*SHORT, *words, folder="shared").run.checks
     said = {name for name, text in CHECKS.items() if "unless hardware.strategy is none" in text}
-    assert checks.keys() - left.keys() == said
+    assert checks.keys() - left.keys() == said - {"saved"}  # of checks=fast
+
+
+# --- how many proofs are made
+
+
+@pytest.mark.parametrize(
+    ("level", "made", "left_out"),
+    [
+        ("full", {"frozen_unchanged", "save_reload", "merge", "resume_point", "logits_as_model"}, {"saved"}),
+        ("fast", {"saved", "resume_point", "logits_as_model"}, {"frozen_unchanged", "save_reload", "merge"}),
+        (
+            "none",
+            {"loss_mask", "tokens_accounted", "gradients_alive"},
+            {"frozen_unchanged", "saved", "save_reload", "merge", "resume_point", "logits_as_model"},
+        ),
+    ],
+)
+def test_the_level_of_the_checks_is_in_plan_and_report(
+    level: str, made: set[str], left_out: set[str], execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is read a second time only by checks=full."""
+    read, real = list[str](), proofs.read_saved
+    monkeypatch.setattr(proofs, "read_saved", lambda run: read.append(level) or real(run))
+    done = execute(*SHORT, "method=lora", "precision=fp32", f"checks={level}")
+    assert made <= done.run.checks.keys() and not left_out & done.run.checks.keys()
+    assert not _red(done) and read == (["full"] if level == "full" else [])
+    assert done.run.plan.checks == level
+    assert done.run.plan.digest() == compiled_again(done, "checks=full").digest()
+    write_report(done.run, "finished", done.result, None)
+    report = json.loads(done.run.folder.report.read_text())
+    assert report["checks_level"] == level
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(report_panel(report, Path("run")))
+    assert f"{level}: {LEVELS[level]}" in shown.get()
+
+
+def compiled_again(done: Any, *more: str) -> Any:
+    return compiled(*(text for text in done.run.plan.overrides if not text.startswith("checks=")), *more)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "method=lora precision=pure_bf16",
+        "method=qlora",
+        f"method=pissa {FROM_WEIGHTS}",
+        "method=pissa method.rank=4 method.quantization.bits=8",
+        "method=adalora precision=bf16",
+        "method=vera method.rank=4",
+        "method=ia3",
+        "method=oft",
+        "method=lora model.new_tokens=['<tool>']",
+        "method=full precision=bf16",
+        "method=full precision=bf16 stage=rm",
+        "method=freeze method.num_layers=1 precision=fp32",
+    ],
+)
+def test_what_is_saved_is_compared_without_a_second_model(overrides: str, execute: Execute) -> None:
+    done = execute(*SHORT, *overrides.split(), "checks=fast")
+    trained = sum(value.requires_grad for value in done.model.parameters())
+    assert done.run.checks["saved"]["passed"], done.run.checks["saved"]
+    count, _, of, *_ = done.run.checks["saved"]["detail"].split()
+    assert count == of and int(count) >= trained
 
 
 # --- planted faults
@@ -146,6 +210,14 @@ def _half_the_weights(run: Any, _model: Any) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def _a_tensor_less(run: Any, _model: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = run.folder.model / "adapter_model.safetensors"
+    _, *rest = sorted(tensors := load_file(file))
+    save_file({key: tensors[key] for key in rest}, file, metadata={"format": "pt"})
+
+
 def _a_layer_less(run: Any, _model: Any) -> None:
     file = run.folder.model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
@@ -167,6 +239,21 @@ def test_what_was_saved_is_not_what_was_trained(
 ) -> None:
     after_saving(fault)
     assert _red(execute(*SHORT, *overrides.split())) == {"save_reload"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides"),
+    [
+        (_other_values, "method=lora precision=fp32"),
+        (_other_values, "method=full precision=bf16"),
+        (_no_weights, "method=lora precision=fp32"),
+        (_half_the_weights, "method=lora precision=fp32"),
+        (_a_tensor_less, "method=lora precision=fp32"),
+    ],
+)
+def test_a_saved_tensor_is_not_the_trained_one(fault: Any, overrides: str, execute: Execute, after_saving: Any) -> None:
+    after_saving(fault)
+    assert _red(execute(*SHORT, *overrides.split(), "checks=fast")) == {"saved"}
 
 
 def _checkpoint_fault(change: Callable[[Path], None]) -> Callable[[Any, Any], None]:

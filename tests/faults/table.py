@@ -275,7 +275,7 @@ ROWS = (
     _row(
         "the model's folder goes away",
         "train",
-        "the run ends and saves; the check `save_reload` is red, exit 1",
+        "the run ends and saves; with `checks=full` the check `save_reload` is red, exit 1",
         "the trained model",
         "put it back; `factory evaluate run=FOLDER`",
         f"{INPUTS}test_the_models_folder",

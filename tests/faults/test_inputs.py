@@ -51,7 +51,7 @@ def test_rows(streams: bool, harm: str, where: Path, train: Start, started: Star
 def test_the_models_folder(where: Path, tiny_model: Path, train: Start) -> None:
     """What was trained is saved; that it could not be read again beside its base is said."""
     shutil.copytree(tiny_model, where / "base")
-    command = train(*LONG, f"model.path={where / 'base'}", folder="baseless")
+    command = train(*LONG, f"model.path={where / 'base'}", "checks=full", folder="baseless")
     wait_for(lambda: steps(where / "baseless") >= 3, 120)
     shutil.rmtree(where / "base")
     code, text = ended(command)
