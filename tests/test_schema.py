@@ -9,7 +9,7 @@ import pytest
 
 from factory import compose, groups, help, registry, settings
 from factory.refusal import UserError
-from factory.settings import GROUPS, NAMED, all_keys
+from factory.settings import ALONE, GROUPS, NAMED, all_keys
 from factory.typed import known_keys
 
 MODELS = ["smollm2_135m", "llama3_8b", "llava1.5_7b"]  # the others are read, not composed: tests/models
@@ -35,7 +35,7 @@ def test_an_option_has_exactly_the_schemas_keys(group: str, option: str) -> None
         cls = GROUPS[name] if name in GROUPS else registry.spec(NAMED[name], composed.tree[name]["name"]).Settings
         known = set(known_keys(cls, name))
         assert set(_leaves(composed.tree[name], name, known)) == known
-    assert set(composed.tree) == {*GROUPS, *NAMED, "seed"}
+    assert set(composed.tree) == {*GROUPS, *NAMED, *ALONE}
     _, problems, _ = settings.read(composed.tree, options={}, overrides=(), run_dir="x")
     assert not problems
     if group in NAMED:  # several options may be one method in different settings

@@ -348,6 +348,7 @@ def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
         ("~method.parts.vision", "compose"),
         ("method.parts.9=vision", "compose"),
         ("seed=-1", "bad-value"),
+        ("checks=all", "bad-value"),
         ("seed=99999999999999999999", "bad-value"),
         ("--nope", "unknown-flag"),
         ("--cfg", "unknown-flag"),
