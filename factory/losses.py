@@ -10,9 +10,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from factory import chunks
-from factory.attention import documents
+from factory.attention import LENGTHS_ON_DEVICE, PER_DOCUMENT, VARLEN
+from factory.data.batches import FLASH, JOINED, LENGTHS, STARTS
 from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
-from factory.data.sharing import PLACES, READ_AS
 from factory.logits import Head, decoder, head_of, text_model, wide_type
 
 
@@ -353,13 +353,14 @@ _FOUR_POSITIONS = ("qwen2_vl", "qwen2_5_vl")
 
 
 # what a batch holds beside the model's inputs
-_OURS = ("labels", TRAINED_AT, OF_ANSWERS, "weights", "reference", "desirable", PLACES, *READ_AS)
+_OURS = ("labels", TRAINED_AT, OF_ANSWERS, "weights", "reference", "desirable", STARTS, LENGTHS, *FLASH, *JOINED)
 
 
 def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     """What the model's forward takes: the batch without labels, and what its kind needs to see a text as one."""
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in _OURS}
-    inputs |= {name: batch[ours] for ours, name in READ_AS.items() if ours in batch}
+    inputs |= {name: batch[ours] for ours, name in JOINED.items() if ours in batch}
+    inputs |= _lengths(model.config._attn_implementation, batch, inputs["input_ids"])
     kind, positions = text_model(model).config.model_type, inputs.get("position_ids")
     assert kind != "llama4_text" or "pixel_values" not in inputs, "its language model would take no notice of an image"
     if kind in _TYPED and "token_type_ids" not in inputs:
@@ -367,6 +368,25 @@ def _inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     if kind in _FOUR_POSITIONS and positions is not None and positions.dim() == 2:
         inputs["position_ids"] = positions.expand(4, *positions.shape)
     return {**inputs, "use_cache": False}
+
+
+def _lengths(attention: str, batch: dict[str, Any], ids: Tensor) -> dict[str, Any]:
+    """Return the lengths of the sequences of (rows, length) ids as the attention reads them.
+
+    A batch that says none holds a sequence in each row.
+    """
+    if attention == PER_DOCUMENT:
+        assert LENGTHS in batch or "position_ids" not in batch, "the batch says no lengths of its documents"
+        return {LENGTHS: batch.get(LENGTHS, (ids.shape[1],) * len(ids))}
+    if attention not in LENGTHS_ON_DEVICE:
+        return {}
+    if FLASH[0] in batch:
+        return {name: batch[name] for name in FLASH}
+    if attention != VARLEN:  # flash attention looks itself
+        return {}
+    assert "position_ids" not in batch, "the batch says no lengths of its documents"
+    bounds = torch.arange(len(ids) + 1, dtype=torch.int32, device=ids.device) * ids.shape[1]
+    return dict(zip(FLASH, (bounds, ids.shape[1]) * 2, strict=True))
 
 
 def answer_states(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -384,9 +404,10 @@ def _hidden(model: Any, batch: dict[str, Tensor], where: Where) -> Tensor:
 
 def _at(batch: dict[str, Tensor], found: Tensor, where: Where) -> Tensor:
     """What the model gave, (rows, length, …), of the tokens there: (tokens, …)."""
-    if PLACES in batch:
-        return found[0].index_select(0, batch[PLACES][where])
-    return found[where]
+    rows, places = where
+    if STARTS in batch:
+        return found[0].index_select(0, batch[STARTS][rows] + places)
+    return found[rows, places]
 
 
 def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -395,8 +416,7 @@ def _states(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _called(part: Any, model: Any, batch: dict[str, Tensor]) -> Any:
-    with documents.known(batch):
-        return part(**_inputs(model, batch))
+    return part(**_inputs(model, batch))
 
 
 def _own_logits(model: Any, batch: dict[str, Tensor], where: Where, *, wide: bool = True) -> Tensor:

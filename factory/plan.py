@@ -159,7 +159,7 @@ class Pack:
     truncation: str
     packing: bool
     isolate_documents: bool
-    padding_free: bool  # rows of a micro-batch stand one after another, isolated; answers to one prompt share it
+    padding_free: bool  # rows of a micro-batch stand one after another, isolated by their lengths
     train_on_prompt: bool
     mask_history: bool
     reasoning: str

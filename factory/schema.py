@@ -209,9 +209,9 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "s2", "blocks"] = key(
-        "the attention kernel; a named one runs or is refused, auto says what it chose"
-    )
+    attention: Literal[
+        "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen", "per_document", "s2"
+    ] = key("the attention kernel; a named one runs or is refused, auto says what it chose")
     group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
     kernels: Literal["auto", "none", "unsloth", "liger"] = key(
         "kernels in place of the model's own: liger's are for a GPU, unsloth's not there yet; auto: none"

@@ -1,40 +1,24 @@
-"""Attention functions of our own, beside those of transformers. This file imports no torch: the compiler reads it."""
+"""Attention functions of the project, beside those of transformers. The compiler reads this: no torch."""
 
 # the names in compute.attention and in transformers' registry
 S2 = "s2"
-BLOCKS = "blocks"  # exact, by blocks of queries
-OURS = (S2, BLOCKS)
-BLOCK = 64  # queries of a block
-_SHORT = 3 * BLOCK  # tokens; up to here one matrix of scores takes less time than more and smaller operations
-LONG = 2048  # tokens from which on torch's kernel, where it is faster forwards (flash), is faster backwards too
-
-
-def block_of(length: int) -> int:
-    """Queries of a block: of a short row all."""
-    return length if length <= _SHORT else BLOCK
-
-
-def key_step(length: int) -> int:
-    """Keys are taken in multiples of this, so that a length has no more than 4 numbers of them.
-
-    Of products in bfloat16 a CPU compiles a kernel for each shape, half a megabyte that stays (docs/measurements.md).
-    """
-    if length <= _SHORT:
-        return length
-    step = 2 * BLOCK
-    while 4 * step < length:
-        step *= 2
-    return step
+VARLEN = "varlen"  # torch's variable-length kernel (torch.nn.attention.varlen)
+PER_DOCUMENT = "per_document"  # torch's scaled_dot_product_attention, one sequence after the other
+SEGMENTED = (VARLEN, PER_DOCUMENT)  # they read the sequences' lengths, and no mask
+FLASH = ("flash_attention_2", "flash_attention_3")
+LENGTHS_ON_DEVICE = (VARLEN, *FLASH)  # kernels that read cumulative lengths where the row is
+JOINING = (*SEGMENTED, *FLASH)  # where several sequences in one row cost no more than each in its own
+OURS = (S2, *SEGMENTED)
 
 
 def register(name: str, group_size: int | None) -> None:
-    """Makes one of ours known to transformers, in this process; of any other name there is nothing to do."""
+    """Add one of the project's functions to transformers' registry, in this process; other names are left alone."""
     if name == S2:
         from factory.attention import s2
 
         assert group_size is not None
         s2.register(group_size)
-    if name == BLOCKS:
-        from factory.attention import blocks
+    if name in SEGMENTED:
+        from factory.attention import segments
 
-        blocks.register()
+        segments.register(name)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
+from math import inf
 from typing import Any, Literal
 
 from factory import registry, schema
-from factory.architecture import sliding_window, text_numbers
-from factory.attention import BLOCKS
+from factory.architecture import text_numbers
+from factory.attention import FLASH, JOINING, PER_DOCUMENT, VARLEN
 from factory.compile.rule import Case
 from factory.facts import Gpu
 from factory.plan import Recomputed, Verb
@@ -17,6 +18,10 @@ from factory.typed import to_tree
 SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
 WRITES: tuple[Verb, ...] = ("chat", "serve")
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
+FLASH_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
+# the compute capability from which on a kernel runs, and from which on none does: what flash_attention_3 has for Hopper
+# uses instructions that later cards lack (github.com/Dao-AILab/flash-attention/pull/2593)
+CARDS = {"flash_attention_2": (8.0, inf), "flash_attention_3": (8.0, 10.0), VARLEN: (8.0, inf)}
 BFLOAT16 = 8.0  # the compute capability from which on a card has bfloat16 (CUDA programming guide, Ampere)
 
 
@@ -96,7 +101,7 @@ def _unread(case: Case) -> Iterator[str]:
 
 def _emulated(case: Case) -> Iterator[str]:
     name, found = precision(case)[0], capability(case)
-    if _is_narrow(case) and found is not None and found < BFLOAT16:
+    if name in ("bf16", "pure_bf16") and found is not None and found < BFLOAT16:
         yield f"precision={name}: compute capability {found} has no bfloat16 and emulates it, slowly; it has float16"
 
 
@@ -151,43 +156,92 @@ def isolates(case: Case, sequences: int) -> bool:
     return case.traits.isolates and not long
 
 
-def attention(case: Case) -> str:
-    """torch's own fused kernel, where the model's class takes it and none of ours is faster (docs/measurements.md)."""
-    asked, own = case.settings.compute.attention, case.traits
+def attention(case: Case) -> tuple[str, str]:
+    """Return the kernel of attention, and why it was chosen; no reason where it was set."""
+    asked = case.settings.compute.attention
     if asked != "auto":
-        return asked
-    if not own.sdpa:
-        return "eager"
-    if not own.ours or case.device != "cpu" or case.settings.verb in WRITES or case.settings.compute.compile:
-        return "sdpa"
-    return BLOCKS if _is_narrow(case) or isolation(case) else "sdpa"
+        return asked, ""
+    reads_masks = case.settings.verb in WRITES
+    if case.device == "cuda" and not reads_masks:
+        for name in reversed(FLASH):
+            if unfit_for_flash(case, name) is None:
+                return name, f"{FLASH_PACKAGES[name]} is installed"
+    if not case.traits.sdpa:
+        return "eager", f"all that the class of {case.arch.kind} takes"
+    if reads_masks or not _gains_by_joining(case):
+        return "sdpa", "torch's own fused kernel"
+    if case.device == "cpu":
+        return PER_DOCUMENT, "torch's own fused kernel for each sequence of a row: no mask, nothing padded"
+    if (wrong := unfit_for_varlen(case)) is None:
+        return VARLEN, "torch's variable-length kernel: no mask, nothing padded"
+    if case.settings.compute.compile:
+        return "sdpa", "torch's own fused kernel"
+    return PER_DOCUMENT, f"torch's own fused kernel for each sequence of a row, as for its variable-length one {wrong}"
 
 
-def _is_narrow(case: Case) -> bool:
-    return precision(case)[0] in ("bf16", "pure_bf16")
+def unfit_for_flash(case: Case, name: str) -> str | None:
+    """Return why flash attention of that name cannot be chosen; None: it can."""
+    package, (first, beyond) = FLASH_PACKAGES[name], CARDS[name]
+    found = BFLOAT16 if capability(case) is None else capability(case)
+    if package not in case.facts.machine.packages:
+        return f"{package} is not installed"
+    if not case.traits.flash or (isolation(case) and not case.traits.ours):
+        return f"the class of {case.arch.kind} does not take it"
+    if name == "flash_attention_3":
+        first = 9.0  # its package is built for Hopper; Ampere's kernels are those of flash_attention_2
+    if found is None or not first <= found < beyond:
+        return f"it has no kernel for compute capability {found}"
+    return _beyond_flash(case)
+
+
+def unfit_for_varlen(case: Case) -> str | None:
+    """Return why torch's variable-length kernel cannot run (`factory.attention.segments`); None: it can."""
+    found = capability(case)
+    if found is not None and found < CARDS[VARLEN][0]:
+        return f"compute capability {found} is too low"
+    if "rocm" in case.facts.machine.packages:
+        return "a build of torch for ROCm is not proven"
+    if case.arch.head_dim % 8:
+        return f"heads of {case.arch.head_dim} numbers are no multiple of 8"
+    if dropout := sorted(key for key, value in text_numbers(case.model.config).items() if _drops(key, value)):
+        return f"{dropout[0]} of the model's config.json cannot be applied"
+    return _beyond_flash(case)
+
+
+def _beyond_flash(case: Case) -> str | None:
+    if precision(case)[0] == "fp32":
+        return "precision=fp32 is too wide: it computes in 16 bits"
+    return f"heads of {case.arch.head_dim} numbers are more than 256" if case.arch.head_dim > 256 else None
+
+
+def _drops(key: str, value: Any) -> bool:
+    return "att" in key and "drop" in key and isinstance(value, float) and value > 0
+
+
+def joins(case: Case) -> bool:
+    """Return whether sequences that stand in one row stay isolated by their lengths, in the model's class."""
+    own = case.traits
+    return own.ours and own.flash and isolates(case, _sequences(case)) and not case.arch.parts and not own.remote_code
+
+
+def _sequences(case: Case) -> int:
+    """Return how many sequences a micro-batch has."""
+    return case.settings.stage.batch_size * registry.hook(case.stage_spec, "SEQUENCES", 1)
+
+
+def _gains_by_joining(case: Case) -> bool:
+    """Return whether rows hold isolated documents, or would else be padded."""
+    if not joins(case) or (case.device == "cpu" and case.settings.compute.compile):
+        return False
+    if packing(case):
+        return isolation(case)
+    by_rows = registry.hook(case.stage_spec, "parts_rows", lambda own: False)
+    return not by_rows(own_keys(case)) and (case.device == "cuda" or _sequences(case) > 1)
 
 
 def padding_free(case: Case) -> bool:
-    """Whether the rows of a micro-batch stand one after another, as isolated documents do, so that nothing is padded.
-
-    Where attention costs no more so, and the stage's loss need not know which token is of which row. Pairs of answers
-    share their prompts then, unless some layers would see less of one from behind the other answer.
-    """
-    pairs = case.stage_spec.KIND == "pairs"
-    sequences = case.settings.stage.batch_size * (2 if pairs else 1)
-    if packing(case) or attention(case) != BLOCKS or not isolates(case, sequences) or case.arch.parts:
-        return False
-    if pairs:
-        return _sees_all(case)
-    parts_rows = registry.hook(case.stage_spec, "parts_rows", lambda own: True)
-    return case.settings.stage.batch_size > 1 and not parts_rows(own_keys(case))
-
-
-def _sees_all(case: Case) -> bool:
-    """Whether a token sees all before it, however long the row is."""
-    seen = (sliding_window(case.model.config), text_numbers(case.model.config).get("attention_chunk_size"))
-    context = context_length(case)
-    return context is not None and all(max_length(case, context) <= window for window in seen if window)
+    """Return whether the rows of a micro-batch stand one after another, so that nothing is padded."""
+    return attention(case)[0] in JOINING and _gains_by_joining(case)
 
 
 def kernels(case: Case) -> str:

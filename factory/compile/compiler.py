@@ -9,7 +9,6 @@ from typing import Any
 from factory import heads, plan, registry, templates
 from factory.architecture import Shape, architecture, elements
 from factory.architecture.fit import times
-from factory.attention import BLOCKS
 from factory.compile import bases, choices, evaluating, exporting, fitting, ranks, watching, writing
 from factory.compile.data import ignored, measured_whole, mended, undivided
 from factory.compile.estimate import Sizes, estimate
@@ -225,18 +224,11 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
     )
 
 
-_WHY_ATTENTION = {
-    "sdpa": "torch's own fused kernel",
-    BLOCKS: "exact and by products of matrices, which a CPU is faster at than at torch's kernel (docs/measurements.md)",
-}
-
-
 def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
     model, compute, rows = case.settings.model, case.settings.compute, case.vocabulary
-    attention, context, recomputed = choices.attention(case), _context(case), compute.activation_checkpointing
+    (attention, why), context, recomputed = choices.attention(case), _context(case), compute.activation_checkpointing
     assert recomputed != "auto", "`fitting` decides it"
-    if compute.attention == "auto":
-        why = _WHY_ATTENTION.get(attention, f"all that the class of {case.arch.kind} takes")
+    if why:
         notes.append(f"compute.attention=auto: {attention}, {why}")
     return plan.Patch(
         attention=attention,

@@ -1,14 +1,13 @@
 """What goes with what: every rule that is no single method's or stage's own."""
 
 from collections.abc import Callable, Mapping
-from math import inf
 from typing import Any
 
 from factory import own, registry, templates
 from factory.architecture import FAMILIES, text_numbers, traits_of
 from factory.architecture.fit import times
 from factory.architecture.positions import scalings
-from factory.attention import OURS
+from factory.attention import FLASH, LENGTHS_ON_DEVICE, OURS, S2, SEGMENTED, VARLEN
 from factory.compile import choices, data, evaluating, files, ranks, watching, writing
 from factory.compile.rule import Case, Rule, value_of
 from factory.extras import install
@@ -26,17 +25,13 @@ from factory.typed import to_tree
 # what a choice needs installed: (key, value) → distribution
 NEEDS = {
     **{("stage.optimizer", name): package for name, package in optimizers.PACKAGES.items()},
-    ("compute.attention", "flash_attention_2"): "flash-attn",
-    ("compute.attention", "flash_attention_3"): "flash-attn-3",
+    **{("compute.attention", name): package for name, package in choices.FLASH_PACKAGES.items()},
     ("compute.kernels", "liger"): "liger-kernel",
 }
 _EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
 _ELSEWHERE = {
     "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
 }
-# the compute capability from which on a kernel runs, and from which on none does: what flash_attention_3 has for Hopper
-# uses instructions that later cards lack (github.com/Dao-AILab/flash-attention/pull/2593)
-_CARDS = {"flash_attention_2": (8.0, inf), "flash_attention_3": (8.0, 10.0)}
 
 
 def _fp16_on_cpu(case: Case) -> str | None:
@@ -78,14 +73,14 @@ def _nothing_to_scale(case: Case) -> str | None:
 
 def _attention_on_cpu(case: Case) -> str | None:
     name = case.settings.compute.attention
-    return f"{name} needs a GPU" if name.startswith("flash") and case.device == "cpu" else None
+    return f"{name} needs a GPU" if name in LENGTHS_ON_DEVICE and case.device == "cpu" else None
 
 
 def _attention_of_card(case: Case) -> str | None:
     asked, found = case.settings.compute.attention, choices.capability(case)
-    if asked not in _CARDS or found is None:
+    if asked not in choices.CARDS or found is None:
         return None
-    first, beyond = _CARDS[asked]
+    first, beyond = choices.CARDS[asked]
     return None if first <= found < beyond else f"it has no kernel for compute capability {found}"
 
 
@@ -231,14 +226,14 @@ def _group_size_unread(case: Case) -> str | None:
 
 
 def _attention_of_model(case: Case) -> str | None:
-    kind, asked = case.arch.kind, case.settings.compute.attention
-    own = case.traits
-    able = {"sdpa": own.sdpa, "flash_attention_2": own.flash, "flash_attention_3": own.flash} | dict.fromkeys(
-        OURS, own.ours
-    )
-    if able.get(asked, True):
-        return None
-    return f"it is not proven for {kind}" if asked in OURS else f"the class of {kind} has no such kernel"
+    kind, asked, own = case.arch.kind, case.settings.compute.attention, case.traits
+    able = {"sdpa": own.sdpa, S2: own.ours} | dict.fromkeys(FLASH, own.flash)
+    able |= dict.fromkeys(SEGMENTED, choices.joins(case))
+    if not able.get(asked, True):
+        return f"it is not proven for {kind}" if asked in OURS else f"the class of {kind} has no such kernel"
+    if asked in FLASH and choices.isolation(case) and not choices.joins(case):
+        return f"that the class of {kind} isolates packed documents by it is not proven"
+    return choices.unfit_for_varlen(case) if asked == VARLEN and case.device == "cuda" else None
 
 
 def _s2_group(case: Case) -> str | None:
@@ -311,15 +306,8 @@ def _secret(case: Case) -> tuple[str, str] | None:
 _SECRET = "there is a password or a token in it, which would be written to plan.yaml and shown"  # noqa: S105  words
 
 
-def _flash_packing(case: Case) -> str | None:
-    settings, isolated = case.settings, choices.isolation(case)
-    largest = max(settings.stage.batch_size, settings.evaluate.batch_size)
-    flash = settings.compute.attention.startswith("flash")
-    return "it isolates documents only in batches of one sequence" if flash and isolated and largest > 1 else None
-
-
 def _flash_precision(case: Case) -> str | None:
-    flash = case.settings.compute.attention.startswith("flash")
+    flash = case.settings.compute.attention in FLASH
     return "it computes in 16 bits only" if flash and choices.precision(case)[0] == "fp32" else None
 
 
@@ -439,7 +427,6 @@ RULES: tuple[Rule, ...] = (
     Rule("secret-in-settings", _secret),
     *(Rule(name, _of_tracking(name)) for name in _TRACKING),
     Rule("tracking-interval", _interval_unread),
-    Rule("flash-packing", _flash_packing),
     Rule("flash-precision", _flash_precision),
     Rule("scaled-already", _scaled_already),
     Rule("parts-need-images", parts.needs_media),

@@ -1,13 +1,12 @@
 """Rules of models that write: chat and serve."""
 
 from factory import heads
-from factory.attention import BLOCKS
 from factory.compile import choices
 from factory.compile.bases import own_base
 from factory.compile.rule import Case, Rule
 
 GROUPS = ("engine", "generation")  # that they alone read
-_MASKED = ("auto", "eager", "sdpa", BLOCKS)
+_MASKED = ("auto", "eager", "sdpa")
 
 
 def _writes(case: Case) -> bool:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import chain
 from math import ceil
 from typing import Any, Generic, TypeVar
 
@@ -23,10 +23,8 @@ from factory.data.dataset import (
     Pair,
     Sample,
     Samples,
-    joined,
 )
 from factory.data.media import Inputs
-from factory.data.sharing import shared
 from factory.schedules import steps_per_epoch
 
 MicroBatch = list[int]
@@ -34,8 +32,12 @@ Item = TypeVar("Item")
 # lengths are padded to a multiple: for each new shape a CPU's bfloat16 kernels are compiled and kept, 12 MB a time
 _MULTIPLE = 8
 _POLL = 0.1  # seconds in which a full queue sees that it is closed
-# of a row's documents, as transformers names it: bounds, (documents + 1), and the longest, of queries and of keys
-FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+# of the sequences that a model reads, as transformers names it: bounds, (sequences + 1), and the longest length
+FLASH = ("cu_seq_lens_q", "max_length_q", "cu_seq_lens_k", "max_length_k")
+LENGTHS = "sequence_lengths"  # the same as a tuple
+# the row in which all rows stand one after another: (1, tokens), its positions, and where each row begins: (rows)
+JOINED, STARTS = {"joined_ids": "input_ids", "joined_positions": "position_ids"}, "row_starts"
+MISMATCHED = "mismatched_"  # begins the names of what a batch of labelled answers says of its second half
 
 
 def micro_batches(
@@ -146,7 +148,7 @@ def collate(
     media: Inputs | None = None,
     others: Samples = (),
     padding_free: bool = False,
-    flash: bool = False,
+    bounds: bool = False,
     reference: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """A micro-batch of n samples as tensors.
@@ -157,30 +159,44 @@ def collate(
     one.
 
     Pairs make 2n rows: the chosen, then the rejected, in the same order. Labelled ones make 2n too: as they are, then
-    each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels,
-    and `trained_answers`, a number, says how many of the trained tokens are in the first n rows.
+    each prompt with the next one's answer (`mismatched`, which also reads `others`); `desirable` (n) are their labels.
 
-    `padding_free` makes one row of plain examples, in which they are isolated, and adds to pairs the row in which the
-    answers share their prompts (`sharing.shared`): the model reads that one.
+    `padding_free` adds the row in which all of them stand one after another (`_joined`): the model reads that one, and
+    losses find a row's tokens in it by its start. Labelled ones have two such rows, a half each (`halves`).
 
-    `media` adds what the model takes of the rows' images, videos and sounds, `flash` where a single row's documents
-    begin, and `reference` what the loss measures the rows against. All that is asked of the rows is asked here, before
-    they are on a GPU, which would have to be waited for: `trained_at` too.
+    `media` adds what the model takes of the rows' images, videos and sounds, and `reference` what the loss measures the
+    rows against. Where a row holds several documents, `sequence_lengths` are those of all sequences that the model
+    reads, padding included, and with `bounds` the same as cumulative lengths on the device (`FLASH`). All that is read
+    of the rows is read here, before they are on a GPU, which would have to be waited for: `trained_at` too.
     """
     import torch
 
-    rows = _rows(samples, max_length, others, padding_free)
-    batch = _arrays(samples, rows, pad, padding_free)
-    made = {name: torch.from_numpy(values) for name, values in batch.items()}
+    rows = _rows(samples, max_length, others)
+    batch = _arrays(samples, rows, pad)
+    parts = {"": rows}
+    if isinstance(samples[0], Labelled):
+        parts = {"": rows[: len(samples)], MISMATCHED: rows[len(samples) :]}
+    lengths = dict[str, tuple[int, ...]]()
+    for prefix, members in parts.items():
+        if padding_free:
+            made, lengths[prefix] = _joined(members, pad)
+            batch |= {f"{prefix}{name}": values for name, values in made.items()}
+        elif bounds or "position_ids" in batch:
+            lengths[prefix] = tuple(chain.from_iterable(_lengths(row, batch["input_ids"].shape[1]) for row in members))
+    there: dict[str, Any] = {name: torch.from_numpy(values) for name, values in batch.items()}
     if media is not None:
-        made |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
+        there |= media([row.media for row in rows], batch["input_ids"], batch["labels"] != IGNORED)
     if reference is not None:
-        made["reference"] = reference(made)
-    there: dict[str, Any] = {name: moved(values, device) for name, values in made.items()}
+        there["reference"] = reference(there)
+    there = {name: moved(values, device) for name, values in there.items()}
+    for prefix, sizes in lengths.items():
+        there[f"{prefix}{LENGTHS}"] = sizes
+        if bounds:
+            ends = torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32))
+            values = (moved(ends, device), max(sizes))
+            there |= {f"{prefix}{name}": value for name, value in zip(FLASH, values * 2, strict=True)}
     if isinstance(samples[0], Labelled):
         there[OF_ANSWERS] = int(np.count_nonzero(batch[TRAINED_AT][0] < len(samples)))
-    if flash and media is None and len(rows) == 1:
-        there |= _stretches(rows[0], batch["input_ids"].shape[1], device)
     return there
 
 
@@ -189,7 +205,7 @@ def shows(batch: dict[str, Any]) -> bool:
     return any(name.startswith(("pixel_values", "input_features")) for name in batch)
 
 
-def _arrays(samples: Sequence[Any], rows: list[Any], pad: int, padding_free: bool) -> dict[str, NDArray[Any]]:
+def _arrays(samples: Sequence[Any], rows: list[Example], pad: int) -> dict[str, NDArray[Any]]:
     """What of a batch follows from the rows alone."""
     longest = padded(max(len(row.ids) for row in rows))
     batch = {
@@ -197,29 +213,63 @@ def _arrays(samples: Sequence[Any], rows: list[Any], pad: int, padding_free: boo
         "labels": _padded([row.labels for row in rows], longest, IGNORED, np.int64),
     }
     if any(row.documents for row in rows):
-        batch["position_ids"] = np.stack([_positions(row, longest) for row in rows])
+        batch["position_ids"] = np.stack([_positions(_lengths(row, longest)) for row in rows])
     if any(row.weights is not None for row in rows):
         weights = [row.weights or [float(label != IGNORED) for label in row.labels] for row in rows]
         batch["weights"] = _padded(weights, longest, 0, np.float32)
-    if padding_free and isinstance(samples[0], Pair):
-        batch |= shared(samples, longest, pad, _MULTIPLE)
     if isinstance(samples[0], Labelled):
         batch["desirable"] = np.array([sample.label for sample in samples])
     batch[TRAINED_AT] = np.stack(np.nonzero(batch["labels"][:, 1:] != IGNORED))
     return batch
 
 
-def _rows(samples: Sequence[Any], max_length: int | None, others: Samples, padding_free: bool) -> list[Any]:
+def _joined(rows: Sequence[Example], pad: int) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:
+    """Return the row in which the rows stand one after another, and the lengths of the sequences in it.
+
+    joined_ids and joined_positions are (1, tokens), padded to a multiple; row_starts, (rows), says where each begins.
+    The lengths are those of the documents of packed rows, else of the rows, and of what is padded.
+    """
+    tokens = [token for row in rows for token in row.ids]
+    whole = Example(tokens, [], tuple(chain.from_iterable(row.documents or (len(row.ids),) for row in rows)))
+    length = padded(len(tokens))
+    sizes = _lengths(whole, length)
+    starts = np.cumsum([0, *(len(row.ids) for row in rows[:-1])])
+    made = {"joined_ids": _padded([tokens], length, pad, np.int64), "joined_positions": _positions(sizes)[None]}
+    return {**made, STARTS: starts.astype(np.int64)}, sizes
+
+
+def _rows(samples: Sequence[Any], max_length: int | None, others: Samples) -> list[Example]:
     if isinstance(samples[0], Pair):
         return [sample.chosen for sample in samples] + [sample.rejected for sample in samples]
     if isinstance(samples[0], Labelled):
         return [sample.example for sample in samples] + mismatched(samples, max_length, others)
-    return [joined(samples)] if padding_free else list(samples)
+    return list(samples)
+
+
+def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a batch of labelled answers as two, the answers and the mismatched ones; another batch as it is.
+
+    Each is what a model reads at once. Where they train is in the order of the rows.
+    """
+    if "desirable" not in batch:
+        return [batch]
+    n, of_answers = len(batch["desirable"]), batch[OF_ANSWERS]
+    own = {name: value for name, value in batch.items() if not name.startswith(MISMATCHED)}
+    second = {name.removeprefix(MISMATCHED): value for name, value in batch.items() if name.startswith(MISMATCHED)}
+    (rows, places), of_rows = batch[TRAINED_AT], [name for name in own if name in _OF_ROWS]
+    first = {name: value for name, value in own.items() if name not in ("desirable", OF_ANSWERS)}
+    return [
+        first | {name: own[name][:n] for name in of_rows} | {TRAINED_AT: (rows[:of_answers], places[:of_answers])},
+        second | {name: own[name][n:] for name in of_rows} | {TRAINED_AT: (rows[of_answers:] - n, places[of_answers:])},
+    ]
+
+
+_OF_ROWS = ("input_ids", "labels", "position_ids", "weights", "reference")
 
 
 def read(batch: dict[str, Any]) -> Any:
     """The ids that the model reads of a batch: (rows, length)."""
-    return batch.get("shared_ids", batch["input_ids"])
+    return batch.get("joined_ids", batch["input_ids"])
 
 
 def padded(length: int) -> int:
@@ -266,21 +316,17 @@ def _padded(rows: list[Any], length: int, fill: int, kind: type) -> NDArray[Any]
     return found
 
 
-def _positions(example: Example, length: int) -> NDArray[np.int64]:
-    """0, 1, 2 … in each document anew, and in the padding."""
+def _lengths(example: Example, length: int) -> tuple[int, ...]:
+    """The lengths of a row's documents, and of its padding up to `length`."""
     documents = example.documents or (len(example.ids),)
-    sizes = (*documents, length - sum(documents))
-    starts = list(accumulate((0, *sizes[:-1])))
-    return np.arange(length) - np.repeat(starts, sizes)
+    padding = length - sum(documents)
+    return (*documents, padding) if padding else tuple(documents)
 
 
-def _stretches(example: Example, length: int, device: str) -> dict[str, Any]:
-    """Where the documents of a row begin and end, as flash attention's kernels take it: else each layer would look."""
-    import torch
-
-    ends = np.append(np.flatnonzero(_positions(example, length) == 0), length)
-    bounds, longest = moved(torch.from_numpy(ends.astype(np.int32)), device), int(np.diff(ends).max())
-    return dict(zip(FLASH, (bounds, bounds, longest, longest), strict=True))
+def _positions(sizes: Sequence[int]) -> NDArray[np.int64]:
+    """0, 1, 2 … from the start of each sequence."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.arange(sum(sizes)) - np.repeat(starts, sizes)
 
 
 @dataclass(frozen=True, slots=True)

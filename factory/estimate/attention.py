@@ -1,10 +1,9 @@
 """Attention's kernels on a tape: what each keeps of queries, keys and values, and what it needs meanwhile."""
 
 from dataclasses import dataclass
-from math import ceil
 
 from factory.architecture import Architecture
-from factory.attention import BLOCKS, LONG, S2, block_of, key_step
+from factory.attention import S2
 from factory.estimate.anatomy import Anatomy
 from factory.estimate.tape import STATISTIC, Tape, Tensor, factors
 
@@ -25,7 +24,8 @@ class Shapes:
 class Attention:
     """From queries, keys and values, (tokens, heads x head_dim) each, to what comes out of the heads.
 
-    `group` is that of S² attention, in tokens; None: it has none.
+    `group` is that of S² attention, in tokens; None: it has none. `masked`: rows hold isolated documents, so that
+    kernels which do not read the documents' lengths are given a mask.
     """
 
     tape: Tape
@@ -33,9 +33,12 @@ class Attention:
     anatomy: Anatomy
     batch: Shapes
     group: int | None
+    masked: bool
 
     def __call__(self, kernel: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        kernels = {"eager": self._eager, S2: self._grouped, BLOCKS: self._by_blocks}
+        if kernel == "sdpa" and self.masked:
+            return self._with_mask(query, keys, values)
+        kernels = {"eager": self._eager, S2: self._grouped}
         return kernels.get(kernel, self._fused)(query, keys, values)
 
     def _compute(self, *values: Tensor) -> list[Tensor]:
@@ -60,30 +63,29 @@ class Attention:
         # with as many keys as queries it comes out in another layout, and is copied
         return tape.pointwise(made) if arch.heads == arch.kv_heads else made
 
-    def _by_blocks(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keeps what goes in; copies of all, in the order of blocks, and a block's scores come and go.
+    def _with_mask(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return the fused kernel's output where each row has a mask of (length, length) numbers.
 
-        Of long rows as torch's kernel has it, which may stand in: its room is smaller, so the heap has more holes.
+        transformers then repeats the keys for each query head (`use_gqa_in_sdpa`), and torch makes of the truth values
+        numbers of the queries' type, which each layer's backward pass keeps (`convert_boolean_attn_mask` in
+        aten/src/ATen/native/transformers/attention.cpp).
         """
         query, keys, values = self._compute(query, keys, values)
         arch, tape, batch = self.arch, self.tape, self.batch
-        step, block = key_step(batch.length), block_of(batch.length)
-        length = ceil(batch.length / step) * step
-        heads = batch.rows * arch.heads * query.size
-        scores, tiles = heads * block * length, heads * arch.head_dim * ceil(batch.length / block) * block
-        wide = [each.bytes * length // batch.length for each in (keys, values)]
-        fused = query.size == 2 and batch.length >= LONG
-        return tape.operation(
+        if arch.heads != arch.kv_heads:
+            share = arch.heads // arch.kv_heads
+            keys, values = (tape.operation([each], each.count * share, each.size) for each in (keys, values))
+        mask = tape.new(batch.rows * batch.length**2, query.size)
+        made = tape.operation(
             [query, keys, values],
             query.count,
             query.size,
-            saves=(query, keys, values),
-            saves_output=fused,
-            statistics=batch.tokens * arch.heads * STATISTIC if fused else 0,
-            scratch=[query.bytes] if fused else [*wide, tiles, tiles, scores, scores],
-            backward_scratch=[*wide, *wide, *[tiles] * 3, *[scores] * 3],
+            saves=(query, keys, values, mask),
+            saves_output=True,
+            statistics=batch.tokens * arch.heads * STATISTIC,
             dear=True,
         )
+        return tape.pointwise(made)
 
     def _unfused(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """torch's own way without a fused kernel: the softmax of all scores, in float32, is kept."""

@@ -45,6 +45,7 @@ class Decoder:
         method: Any,
         attention: str,
         group: int | None,
+        masked: bool,
         quantized: bool,
         recomputed: int,
         selective: bool,
@@ -53,7 +54,7 @@ class Decoder:
     ):
         self.tape, self.arch, self.numbers, self.quantized = tape, arch, numbers, quantized
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
-        self.method, self.attention, self.group = method, attention, group
+        self.method, self.attention, self.group, self.masked = method, attention, group, masked
         self.recomputed, self.selective, self.turns = recomputed, selective, turns
         self._trained, self._kept = trained, kept
         self._beside = _adapters(trained, numbers.trained)
@@ -196,7 +197,7 @@ class Layer:
         if self.decoder.anatomy.rotary:
             query, keys = self._turned(query), self._turned(keys)
         decoder = self.decoder
-        kernels = Attention(decoder.tape, decoder.arch, decoder.anatomy, self.batch, decoder.group)
+        kernels = Attention(decoder.tape, decoder.arch, decoder.anatomy, self.batch, decoder.group, decoder.masked)
         attended = kernels(decoder.attention, query, keys, values)
         return self.linear(attended, "out")
 

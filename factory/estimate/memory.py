@@ -36,7 +36,7 @@ def memory(
     slack = resident = 0
     if load.device == "cpu":
         slack = max(0, kept.weights + found.heap - max(instants[name] for name in ("forward", "backward", "step")))
-        resident = _resident(tuned, length, cuda=cuda)
+        resident = _resident(tuned, cuda=cuda)
     instants = {name: resident + slack + count for name, count in instants.items()}
     if read := _read(tuned, kept.base):
         instants[READING] = resident + read
@@ -161,14 +161,13 @@ def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, i
     }
 
 
-def _resident(tuned: Tuned, length: int, *, cuda: bool) -> int:
+def _resident(tuned: Tuned, *, cuda: bool) -> int:
     """Bytes of a process on a CPU whatever the model's size: what is imported, and buffers of kernels."""
     load, attach, train = tuned.steps.load, tuned.steps.attach, tuned.steps.train
     adapter = load.adapter is not None or registry.hook(registry.spec("methods", attach.method), "peft") is not None
     bitsandbytes = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
     imported = runtime.resident(tuned.arch, adapter=adapter, bitsandbytes=bitsandbytes, cuda=cuda)
-    size = BYTES[train.autocast or load.dtype]
-    return imported + runtime.kernels(tuned.steps.patch, size, length)
+    return imported + runtime.PRODUCTS
 
 
 def _read(tuned: Tuned, base: int) -> int:

@@ -1,10 +1,6 @@
 """What a CPU process holds beside a run's tensors: Python with its libraries and its tokenizer. Measured."""
 
-from math import ceil
-
 from factory.architecture import Architecture
-from factory.attention import BLOCKS, key_step
-from factory.plan import Patch
 
 _MIB = 2**20
 _BASE = 460 * _MIB  # Python with torch, transformers and accelerate
@@ -12,8 +8,7 @@ LIBRARY_PAGES = 150 * _MIB  # of _BASE: pages of the libraries' files, as many a
 _CUDA = 390 * _MIB  # of a torch that was built for CUDA, on a CPU too: its libraries, and what libraries load for them
 _ADAPTERS = 20 * _MIB  # PEFT
 _BITSANDBYTES = 45 * _MIB
-_PRODUCTS = 45 * _MIB  # what is compiled or packed for products
-_SHAPE = 5 * _MIB  # kernels of the six products of a block of attention in 16 bits, for each number of keys
+PRODUCTS = 45 * _MIB  # what is compiled or packed for products
 _TOKEN = 450  # of a tokenizer's vocabulary
 
 
@@ -24,9 +19,3 @@ def resident(arch: Architecture, *, adapter: bool, bitsandbytes: bool, cuda: boo
     """
     imported = _BASE + (_ADAPTERS if adapter else 0) + (_BITSANDBYTES if adapter or bitsandbytes else 0)
     return imported + (_CUDA if cuda else 0) + _TOKEN * arch.vocabulary
-
-
-def kernels(patch: Patch, size: int, length: int) -> int:
-    """Bytes that products of `length` tokens, in numbers of `size` bytes, leave; attention by blocks leaves more."""
-    blocks = patch.attention == BLOCKS and size == 2
-    return _PRODUCTS + (_SHAPE * ceil(length / key_step(length)) if blocks else 0)

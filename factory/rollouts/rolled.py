@@ -16,7 +16,7 @@ from factory.policy import KL, masked_sum
 from factory.rewards import Reward
 from factory.rollouts import roles
 from factory.rollouts.sample import Answer, Sampling, sample
-from factory.steps.feed import autocast
+from factory.steps.feed import autocast, collating
 from factory.steps.kernels import multiplying_as_trained
 from factory.steps.pack import Dataset
 
@@ -87,11 +87,13 @@ def roll(
         found = [batches.collate(part, dataset.pad, device) for part in parts(examples, plan.train.batch_size)]
         mask = _mask(answers, device)
         multiplying_as_trained(model)  # from here on: token by token it is several times slower on a CPU
-        log_probs, values = _policy(model, found, own["temperature"], value)
+        collate = collating(run, dataset, padding_free=plan.pack.padding_free)
+        read = [collate(part) for part in parts(examples, plan.train.batch_size)]
+        log_probs, values = _policy(model, read, own["temperature"], value)
         reference = None
         if roles.reads_reference(run):
             with roles.reference(model):
-                reference, _ = _policy(model, found, own["temperature"], None)
+                reference, _ = _policy(model, read, own["temperature"], None)
         solutions = [without_end(row.ids[row.prompt :], dataset.ends.tokens) for row in asked]
         with run.ended_at_once():
             scores = torch.tensor(reward(model, answers, solutions, found), device=device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from factory.attention.segments import with_masks
 from factory.data import batches
 from factory.logits import text_model
 
@@ -62,7 +63,7 @@ def sample(
     more = {} if beside is None else {name: value.to(device) for name, value in beside(ids.numpy()).items()}
     inner = text_model(model)
     ends = [*stops, *own_ends(inner)]
-    with only_as_asked(inner), _head_read_once(inner):
+    with with_masks(inner), only_as_asked(inner), _head_read_once(inner):
         write = partial(
             inner.generate,
             input_ids=ids.to(device),

@@ -16,7 +16,7 @@ from factory.rollouts.rolled import Rolled, parts, roll
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step
 from factory.steps.evaluate import TOKEN_ROUNDING
-from factory.steps.feed import autocast
+from factory.steps.feed import autocast, collating
 from factory.steps.kernels import without_dropout
 from factory.steps.pack import Dataset
 
@@ -35,14 +35,15 @@ def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tenso
 
     `columns`, (n, ...) each, go along with the answers; those of tokens are (n, t), and `mask` says which are there.
     """
-    train, device = run.plan.steps.train, run.plan.steps.load.device
+    train = run.plan.steps.train
+    collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
     columns = {"mask": rolled.mask, **columns}
     found = list[batches.Step]()
     for _ in range(train.own["update_epochs"]):
         order = torch.randperm(len(rolled.answers)).tolist()
         for rows in parts(order, train.batch_size * train.gradient_accumulation_steps):
             made = [
-                batches.collate([rolled.examples[row] for row in each], dataset.pad, device)
+                collate([rolled.examples[row] for row in each])
                 | {name: values[each] for name, values in columns.items()}
                 for each in parts(rows, train.batch_size)
             ]
@@ -65,7 +66,8 @@ def tokens(rolled: Rolled) -> int:
 
 def text(batch: dict[str, Any]) -> dict[str, Any]:
     """What of a batch the model reads, and which tokens are trained."""
-    return {name: batch[name] for name in ("input_ids", "labels", TRAINED_AT)}
+    own = ("input_ids", "labels", TRAINED_AT, *batches.JOINED, batches.STARTS, batches.LENGTHS, *batches.FLASH)
+    return {name: batch[name] for name in own if name in batch}
 
 
 def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
@@ -74,7 +76,7 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
         return
     train = run.plan.steps.train
     rows = slice(0, train.batch_size)
-    batch = batches.collate(rolled.examples[rows], dataset.pad, run.plan.steps.load.device)
+    batch = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)(rolled.examples[rows])
     without_dropout(model)
     with autocast(run.plan):
         again, _ = sampled_log_probs(model, batch, train.own["temperature"])

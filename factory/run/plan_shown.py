@@ -95,9 +95,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, source in align.sources.items():
         file, told = escape(Path(source.path).name), align.told(name)
         yield "align", f"{name}  {file}, format {source.format}, {_extent(source)}{told}"
-    pack, pairs = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND == "pairs"
-    alone = "answers to a prompt share it, nothing padded" if pairs else "a row each, nothing padded"
-    unpacked = alone if pack.padding_free else "a row each"
+    pack = plan.steps.pack
+    unpacked = "a row each, nothing padded" if pack.padding_free else "a row each"
     packed = f"packed{', documents isolated' if pack.isolate_documents else ''}" if pack.packing else unpacked
     yield "pack", f"up to {pack.max_length:,} tokens, {packed}"
 

@@ -2,7 +2,7 @@
 
 A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.hook` finds it)
 - `UNIT = "samples"` where its loss is not the mean over trained tokens,
-- `parts_rows(own)`, false where its loss need not know which token is of which row, so that rows may stand in one,
+- `parts_rows(own)`, true where its loss is by the length of a batch's rows, which then do not stand in one,
 - `METRICS`, what else than the loss of held-out rows can say which model is best; higher is better,
 - `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.heads`),
 - `resolved(own)`, its own keys with values in the place of those that are left open,

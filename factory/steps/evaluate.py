@@ -143,7 +143,8 @@ def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     """
     from factory.losses import row_losses
 
-    plan, held, collate = run.plan.steps, dataset.validation, collating(run, dataset)
+    plan, held = run.plan.steps, dataset.validation
+    collate = collating(run, dataset, padding_free=plan.pack.padding_free)
     length, stride = plan.pack.max_length, plan.evaluate.stride
     read = lru_cache(plan.evaluate.batch_size)(lambda row: batches.examples(held[row])[0])
     places = [(row, window) for row, size in enumerate(_sizes(held)) for window in windows(size, length, stride)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from factory import registry, schedules
 from factory.ahead import card
+from factory.attention import LENGTHS_ON_DEVICE
 from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
@@ -44,14 +45,14 @@ def collating(
         media=dataset.media,
         others=dataset.train,
         padding_free=padding_free,
-        flash=_takes_bounds(run.plan),
+        bounds=_takes_bounds(run.plan),
         reference=reference,
     )
 
 
 def _takes_bounds(plan: Plan) -> bool:
-    """Whether the model's attention takes where documents begin: code from the hub may not know the words."""
-    return plan.steps.patch.attention.startswith("flash") and not plan.steps.load.trust_remote_code
+    """Whether the attention reads cumulative lengths on the device: code from the hub may not know their names."""
+    return plan.steps.patch.attention in LENGTHS_ON_DEVICE and not plan.steps.load.trust_remote_code
 
 
 def feed(

@@ -148,18 +148,36 @@ def _dear(model: Any) -> list[Any]:
     """
     import torch
 
-    aten, ours = torch.ops.aten, torch.ops.factory
+    aten = torch.ops.aten
     products = [aten.mm.default, aten.addmm.default, aten.bmm.default]
     if any(map(_drops_attention_out, model.modules())):
         return products
     return [
         *products,
-        *(getattr(ours, name).default for name in ("attend_blocks", "attend_whole") if hasattr(ours, name)),
+        *_variable_length(),
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
     ]
+
+
+# the operations of torch's variable-length attention (torch 2.13), flash-attn (2.7 and later) and flash-attn-3
+_VARIABLE_LENGTH = (
+    ("torch_attn", "_varlen_attn"),
+    ("flash_attn", "_flash_attn_forward"),
+    ("flash_attn", "_flash_attn_varlen_forward"),
+    ("flash_attn_3", "_flash_attn_forward"),
+    ("flash_attn_3", "fwd"),
+)
+
+
+def _variable_length() -> list[Any]:
+    """Return those of the operations that are registered in this process: a library registers its own when imported."""
+    import torch
+
+    named = ((getattr(torch.ops, library), name) for library, name in _VARIABLE_LENGTH)
+    return [getattr(library, name).default for library, name in named if hasattr(library, name)]
 
 
 def _drops_attention_out(module: Any) -> bool:

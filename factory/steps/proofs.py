@@ -17,6 +17,7 @@ from typing import Any
 
 from factory import heads, own_base, saved_adapter
 from factory.architecture import Architecture, Shape
+from factory.data.batches import halves
 from factory.estimate.speed import precision
 from factory.execute import checkpoint
 from factory.execute.context import Run
@@ -215,7 +216,8 @@ def _numbers_hold(run: Run, model: Any, dataset: Dataset, reference: Reference) 
         )
     multiplying_as_trained(model)
     with torch.no_grad(), autocast(run.plan), roles.reference(model):
-        again, counts = sequence_log_probs(model, batch)
+        parts = [sequence_log_probs(model, part) for part in halves(batch)]
+        again, counts = (torch.cat(each) for each in zip(*parts, strict=True))
     apart = float(((again - numbers).abs() / counts.clamp(min=1)).max())
     detail = f"the base's log-probabilities of {len(numbers)} sequences have moved by {apart:.2g} nats a token at most"
     return apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail
@@ -473,13 +475,15 @@ def token_losses(run: Run, model: Any, ids: list[int], *, mixed: bool = True) ->
     """Of each of the ids but the first, in nats, by the model's own logits; `mixed`: as the plan computes them."""
     import torch
 
+    from factory.attention.segments import with_masks
     from factory.logits import text_model
 
     tokens = torch.tensor([ids], device=run.plan.steps.load.device)
     training = model.training
     model.eval()
-    with torch.no_grad(), autocast(run.plan) if mixed else nullcontext():
-        logits = text_model(model)(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+    inner = text_model(model)
+    with torch.no_grad(), autocast(run.plan) if mixed else nullcontext(), with_masks(inner):
+        logits = inner(input_ids=tokens, use_cache=False).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
     model.train(training)
     return losses.tolist()

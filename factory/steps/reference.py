@@ -16,7 +16,6 @@ import numpy as np
 
 from factory.data import batches
 from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
-from factory.data.sharing import PLACES, READ_AS
 from factory.execute.context import Run
 from factory.refusal import refuse
 from factory.run.folder import unwritable
@@ -26,7 +25,8 @@ from factory.steps.pack import Dataset
 
 _KEY_BYTES = 16
 # all else is of images
-_OF_TEXT = ("input_ids", "labels", TRAINED_AT, OF_ANSWERS, "position_ids", "weights", "desirable", PLACES, *READ_AS)
+_OF_TEXT = ("input_ids", "labels", TRAINED_AT, OF_ANSWERS, "position_ids", "weights", "desirable")
+_OF_ROWS = (*batches.JOINED, batches.STARTS, batches.LENGTHS, *batches.FLASH)
 
 
 @dataclass(slots=True)
@@ -77,8 +77,8 @@ def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
             run.stop_if_asked()
             keys = keys_of(batch)
             if run.world.any(not found.sums.keys() >= set(keys)):  # ranks call the model together
-                sums, _ = run.way.call(partial(sequence_log_probs, model, batch))
-                found.sums |= zip(keys, sums.tolist(), strict=True)
+                parts = [run.way.call(partial(sequence_log_probs, model, part))[0] for part in batches.halves(batch)]
+                found.sums |= zip(keys, torch.cat(parts).tolist(), strict=True)
             run.progress("reference", min(done, total), total)
     for other in run.world.gathered(found.sums):
         found.sums |= other
@@ -105,7 +105,7 @@ def keys_of(batch: dict[str, Any]) -> list[bytes]:
     place in it.
     """
     ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
-    images = [batch[name].cpu().numpy().tobytes() for name in sorted(batch) if name not in _OF_TEXT]
+    images = [batch[name].cpu().numpy().tobytes() for name in sorted(batch) if not _of_text(name)]
     seen = blake2b(b"".join(images), digest_size=_KEY_BYTES).digest() if images else b""
     keys = []
     for number, (row, wanted) in enumerate(zip(ids, labels, strict=True)):
@@ -114,6 +114,10 @@ def keys_of(batch: dict[str, Any]) -> list[bytes]:
         what = row[:end].tobytes() + wanted[:end].tobytes() + place
         keys.append(blake2b(what, digest_size=_KEY_BYTES).digest())
     return keys
+
+
+def _of_text(name: str) -> bool:
+    return name in _OF_TEXT or name.removeprefix(batches.MISMATCHED) in _OF_ROWS
 
 
 def kept(run: Run) -> dict[bytes, float]:

@@ -78,15 +78,19 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
 def score(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, asked: Asked, measured: dict[str, Any]
 ) -> dict[str, Any]:
+    from factory.attention.segments import with_masks
+    from factory.logits import text_model
+
     model.eval()
     evaluate = dict(measured["evaluate"])
-    if asked.scorer is not None:
-        figures, how = _answers(run, model, tokenizer, dataset, asked.prompts, asked.scorer)
-        evaluate |= {**figures, "generation": how}
-    if asked.exams:
-        evaluate["benchmarks"] = {exam.exam.name: _asked(run, model, exam) for exam in asked.exams}
-    if asked.tasks is not None:
-        evaluate["harness"] = _of_tasks(run, model, tokenizer, dataset, asked.tasks)
+    with with_masks(text_model(model)):
+        if asked.scorer is not None:
+            figures, how = _answers(run, model, tokenizer, dataset, asked.prompts, asked.scorer)
+            evaluate |= {**figures, "generation": how}
+        if asked.exams:
+            evaluate["benchmarks"] = {exam.exam.name: _asked(run, model, exam) for exam in asked.exams}
+        if asked.tasks is not None:
+            evaluate["harness"] = _of_tasks(run, model, tokenizer, dataset, asked.tasks)
     return {"result": {**measured, "evaluate": evaluate}}
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from factory.data.dataset import OF_ANSWERS, TRAINED_AT
+from factory.data.batches import halves
 from factory.losses import sequence_log_probs
 from factory.preference import kto, kto_divergence
 from factory.stages.loss import Loss
@@ -13,7 +13,7 @@ from factory.stages.loss import Loss
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Of 2n rows, n answers and n mismatched ones, which say how far the model is from its reference."""
     desirable = batch["desirable"]
-    answers, mismatched = _halves(batch, len(desirable))
+    answers, mismatched = halves(batch)
     with torch.no_grad(), _no_casts_kept():
         divergence = kto_divergence(sequence_log_probs(model, mismatched)[0], mismatched["reference"])
     losses, rewards = kto(sequence_log_probs(model, answers)[0], answers["reference"], desirable, divergence, **own)
@@ -23,16 +23,6 @@ def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
         "kl": (divergence * len(losses), len(losses)),
     }
     return Loss(losses.sum(), metrics)
-
-
-def _halves(batch: dict[str, Any], n: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first n rows and the others. Where they train is in the order of the rows."""
-    (rows, places), of_answers = batch[TRAINED_AT], batch[OF_ANSWERS]
-    own = {name: values for name, values in batch.items() if name not in ("desirable", TRAINED_AT, OF_ANSWERS)}
-    return (
-        {name: values[:n] for name, values in own.items()} | {TRAINED_AT: (rows[:of_answers], places[:of_answers])},
-        {name: values[n:] for name, values in own.items()} | {TRAINED_AT: (rows[of_answers:] - n, places[of_answers:])},
-    )
 
 
 @contextmanager

@@ -22,5 +22,5 @@ RULES = ()
 
 
 def parts_rows(own: dict[str, Any]) -> bool:
-    """The loss is a sum over trained tokens, of whatever row; NEFTune's noise is by a row's length."""
+    """Return whether rows must stay apart: NEFTune's noise is by a row's length."""
     return own["neftune_alpha"] is not None
