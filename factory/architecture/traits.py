@@ -12,6 +12,7 @@ class Traits:
     sdpa: bool = True  # its class takes torch's fused attention
     flash: bool = True  # its class takes flash attention
     ours: bool = True  # its class takes attention functions of ours, which are all that flows between tokens
+    lengths: bool = True  # its class hands its attention function the lengths of a row's sequences, and its window
     scalable: bool = True  # its positions are rotary, and config.json's to scale
     isolates: bool = True  # position_ids part packed documents
     isolates_below: tuple[str, int] | None = None  # so many tokens of a row: config.json's word for it, and its default
@@ -23,7 +24,16 @@ class Traits:
 
 USUAL = Traits()
 # of kinds without a closed form: what needs a proof is not claimed, and their walk adds what their class says
-UNKNOWN = Traits(sdpa=False, flash=False, ours=False, scalable=False, isolates=False, recomputes=False, by_text=False)
+UNKNOWN = Traits(
+    sdpa=False,
+    flash=False,
+    ours=False,
+    lengths=False,
+    scalable=False,
+    isolates=False,
+    recomputes=False,
+    by_text=False,
+)
 REMOTE = replace(UNKNOWN, recomputes=True, remote_code=True)
 IMAGES, MOVING, SOUNDS = ("images",), ("images", "videos"), ("audios",)
 SEES = Traits(ours=False, media=IMAGES, by_text=False)  # its tower's attention looks in both directions
@@ -46,9 +56,11 @@ TRAITS: dict[str, Traits] = {
     "gemma2": Traits(sdpa=False, ours=False),
     "gpt_neo": Traits(sdpa=False, ours=False, scalable=False),
     "gpt_oss": Traits(sdpa=False, flash=False, ours=False, isolates=False),
-    **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "phimoe"), Traits(scalable=False)),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), Traits(scalable=False)),
     "granitemoehybrid": Traits(ours=False, scalable=False, isolates=False),
     "lfm2": Traits(isolates=False),
+    **dict.fromkeys(("nemotron", "stablelm"), Traits(lengths=False)),
+    "phimoe": Traits(scalable=False, lengths=False),
     "llama4_text": Traits(flash=False, isolates_below=SCALED),
     "opt": Traits(scalable=False, isolates=False),
     "qwen3_next": Traits(ours=False, isolates=False),

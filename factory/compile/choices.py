@@ -185,7 +185,7 @@ def unfit_for_flash(case: Case, name: str) -> str | None:
     found = BFLOAT16 if capability(case) is None else capability(case)
     if package not in case.facts.machine.packages:
         return f"{package} is not installed"
-    if not case.traits.flash or (isolation(case) and not case.traits.ours):
+    if not case.traits.flash or (isolation(case) and not joins(case)):
         return f"the class of {case.arch.kind} does not take it"
     if name == "flash_attention_3":
         first = 9.0  # its package is built for Hopper; Ampere's kernels are those of flash_attention_2
@@ -221,7 +221,7 @@ def _drops(key: str, value: Any) -> bool:
 def joins(case: Case) -> bool:
     """Return whether sequences that stand in one row stay isolated by their lengths, in the model's class."""
     own = case.traits
-    return own.ours and own.flash and isolates(case, _sequences(case)) and not case.arch.parts and not own.remote_code
+    return own.ours and own.flash and own.lengths and isolates(case, _sequences(case)) and not case.arch.parts
 
 
 def _sequences(case: Case) -> int:

@@ -249,7 +249,7 @@ def documents_mask() -> mask.Mask:
         cache=None,
         position_ids=torch.tensor(DOCUMENTS),
     )
-    assert isinstance(made, mask.Told)
+    assert isinstance(made, mask.Mask)
     return made
 
 

@@ -1,5 +1,6 @@
 """The chunked loss of every known kind of model against the model's own logits; what isolates its documents; groups."""
 
+from dataclasses import replace
 from typing import Any
 
 import kinds
@@ -10,9 +11,9 @@ from torch.nn import functional
 
 from factory import chunks, losses
 from factory.architecture import FAMILIES, REMOTE_CODE, traits_of
-from factory.attention import BLOCKS, S2, blocks, s2
-from factory.data.batches import collate
-from factory.data.dataset import IGNORED, Example, Pair
+from factory.attention import PER_DOCUMENT, S2, s2, segments
+from factory.data.batches import collate, read
+from factory.data.dataset import IGNORED, Example
 from factory.logits import TRANSFORMS, Transform, head_of, text_model
 from factory.losses import answer_states, causal_lm, heads_agree, sequence_log_probs
 
@@ -228,60 +229,62 @@ def test_groups_keep_packed_documents_apart(kind: str) -> None:
     assert difference[5:].max() < 1e-6 < difference[3]
 
 
-@pytest.mark.parametrize("kind", IN_GROUPS)
-def test_blocks_have_the_loss_and_gradients_of_torchs_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of rows longer than a block, and of two documents each where the class parts them; in float64, but for norms."""
-    blocks.register(BLOCKS)
-    monkeypatch.setattr(blocks, "block_of", lambda length: 8)
-    monkeypatch.setattr(blocks, "key_step", lambda length: 8)
-    monkeypatch.setattr(blocks, "_causal", blocks._causal.__wrapped__)  # not kept for other tests
-    ids = torch.randint(3, 60, (2, 20), generator=torch.Generator().manual_seed(0))
-    places = torch.cat([torch.arange(11), torch.arange(9)]).expand(2, -1)
-    for inputs in ({}, *([{"position_ids": places}] if traits_of(kind).isolates else [])):
-        found = list[tuple[torch.Tensor, dict[str, Any]]]()
-        for attention in (attentions(kind)[-1], BLOCKS):
-            model = kinds.build(kind, attention).double()
-            loss = causal_lm(model, {"input_ids": ids, "labels": ids, **inputs})
-            loss.backward()
-            slopes = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-            found.append((loss.detach(), slopes))
-        (one, slopes), (other, ours) = found
-        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
-        assert ours.keys() == slopes.keys()
-        for name, slope in slopes.items():
-            torch.testing.assert_close(ours[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+JOINABLE = [kind for kind in IN_GROUPS if traits_of(kind).isolates and traits_of(kind).flash]
+WINDOW = 5  # tokens
 
 
-@pytest.mark.parametrize("kind", [kind for kind in IN_GROUPS if traits_of(kind).isolates])
-def test_answers_that_share_a_prompt_are_as_rows_of_their_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log-probabilities and gradients of pairs; one answer begins as the other does, one is the other's beginning."""
-    blocks.register(BLOCKS)
-    monkeypatch.setattr(blocks, "block_of", lambda length: 8)
-    monkeypatch.setattr(blocks, "key_step", lambda length: 8)
+def of_windows(kind: str, attention: str) -> Any:
+    """With a window in all layers that the kind gives one."""
+    config = kinds.config(kind)
+    sliding = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0}
+    known = {name: value for name, value in sliding.items() if hasattr(config, name)}
+    return kinds.built(kinds.config(kind, **known) if "sliding_window" in known else config, attention)
+
+
+def side(prompt: int, *parts: list[int]) -> Example:
+    ids = [token for part in parts for token in part]
+    return Example(ids, [IGNORED] * prompt + ids[prompt:])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JOINABLE if traits_of(kind).lengths])
+def test_rows_that_stand_in_one_are_as_rows_of_their_own(kind: str) -> None:
+    """Log-probabilities, gradients and last states of padded rows by torch's kernel, of a kind's own windows too."""
+    segments.register(PER_DOCUMENT)
     draw = torch.randint(3, 60, (60,), generator=torch.Generator().manual_seed(1)).tolist()
-
-    def side(prompt: int, *parts: list[int]) -> Example:
-        ids = [token for part in parts for token in part]
-        return Example(ids, [IGNORED] * prompt + ids[prompt:])
-
-    pairs = [
-        Pair(side(9, draw[:9], draw[20:26]), side(9, draw[:9], draw[20:23], draw[30:41])),
-        Pair(side(4, draw[41:45], draw[45:52]), side(4, draw[41:45], draw[45:50])),
-    ]
+    packed = replace(side(3, draw[7:30]), documents=(12, 11))
+    packed.labels[12] = IGNORED  # predicted by nothing of its own
+    rows = [side(9, draw[:9], draw[20:26]), side(4, draw[30:52]), packed]
     found = list[tuple[torch.Tensor, dict[str, Any]]]()
-    for shared in (False, True):
-        model = kinds.build(kind, BLOCKS).double()
-        given = collate(pairs, 0, "cpu", padding_free=shared)
+    for attention, joined in ((attentions(kind)[-1], False), (PER_DOCUMENT, False), (PER_DOCUMENT, True)):
+        model = of_windows(kind, attention).double()
+        given = collate(rows, 0, "cpu", padding_free=joined)
+        assert read(given).shape == ((1, 64) if joined else (3, 24))
         sums, counts = sequence_log_probs(model, given)
-        assert counts.tolist() == [6, 7, 14, 5]
-        (sums * torch.tensor([1.0, -2.0, 3.0, 1.0])).sum().backward()
+        assert counts.tolist() == [6, 18, 19]
+        (sums * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
         slopes = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
         found.append((sums.detach(), {**slopes, "states": answer_states(model, given).detach()}))
-    (one, slopes), (other, ours) = found
-    torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
-    assert ours.keys() == slopes.keys()
-    for name, slope in slopes.items():
-        torch.testing.assert_close(ours[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+    one, slopes = found[0]
+    for other, theirs in found[1:]:
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
+        assert theirs.keys() == slopes.keys()
+        for name, slope in slopes.items():
+            torch.testing.assert_close(theirs[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["nemotron", "stablelm"])
+def test_kinds_that_keep_lengths_to_themselves(kind: str) -> None:
+    segments.register(PER_DOCUMENT)
+    with pytest.raises(AssertionError, match="no lengths"):
+        causal_lm(kinds.build(kind, PER_DOCUMENT), collate([side(1, [3, 4, 5])], 0, "cpu"))
+
+
+def test_a_kind_that_keeps_its_window_to_itself() -> None:
+    segments.register(PER_DOCUMENT)
+    given = collate([side(1, [*range(3, 27)])], 0, "cpu")
+    one, other = (causal_lm(of_windows("phimoe", name), given) for name in ("sdpa", PER_DOCUMENT))
+    assert abs(one - other) > 0.1
+    assert {kind for kind in JOINABLE if not traits_of(kind).lengths} == {"nemotron", "stablelm", "phimoe"}
 
 
 # what stands in the way: an error, or more than groups that tokens see (alibi in the mask, states)
