@@ -126,19 +126,6 @@ def alone(packed: Example) -> list[Example]:
     return found
 
 
-def joined(rows: Sequence[Example]) -> Example:
-    """One sequence of the rows, each an isolated document: what `alone` takes apart."""
-    weights = None
-    if any(row.weights is not None for row in rows):
-        weights = [weight for row in rows for weight in row.weights or [1.0] * len(row.ids)]
-    return Example(
-        [token for row in rows for token in row.ids],
-        [label for row in rows for label in (IGNORED, *row.labels[1:])],  # predicted by nothing of its own
-        tuple(len(row.ids) for row in rows),
-        weights,
-    )
-
-
 def without_end(ids: Sequence[int], stops: Container[int]) -> list[int]:
     """An answer up to the token that ends it, which a decoder shows where it was added to the tokenizer."""
     return list(takewhile(lambda token: token not in stops, ids))

@@ -114,61 +114,101 @@ def test_the_plan_names_its_reference(words: tuple[str, ...], reference: str | N
     assert compiled(*words).steps.train.reference == reference
 
 
+PER, SDPA = "compute.attention=per_document", "compute.attention=sdpa"
+
+
 @pytest.mark.parametrize(
     ("words", "free"),
     [
-        (("precision=bf16", "compute.attention=blocks"), True),
-        (("precision=fp32", "compute.attention=sdpa"), False),  # its kernel would meet all keys of all rows
-        (("compute.attention=blocks", "stage.batch_size=1"), False),
-        (("compute.attention=blocks", "data.packing=true"), False),
-        (("compute.attention=blocks", "stage=dpo", "stage.batch_size=1"), True),  # answers share their prompts
-        (("compute.attention=blocks", "stage=rm"), True),
-        (("compute.attention=sdpa", "stage=orpo"), False),
-        (("compute.attention=blocks", "stage=kto"), False),  # one answer a prompt
-        (("model=gemma3_1b", "compute.attention=blocks", "stage=dpo", "data.max_length=512"), True),
-        (("model=gemma3_1b", "compute.attention=blocks", "stage=dpo", "data.max_length=513"), False),  # its window
-        (("compute.attention=blocks", "stage.neftune_alpha=5"), False),  # whose noise is by a row's length
-        (("compute.attention=blocks", "stage=grpo", "stage.reward=trl:think_format_reward"), False),
-        (("compute.attention=blocks", "stage=pt", "data.packing=false"), True),
+        (("precision=bf16",), True),
+        (("precision=fp32",), True),
+        ((SDPA,), False),  # its kernel would meet all keys of all rows
+        (("stage.batch_size=1",), False),
+        (("stage=dpo", "stage.batch_size=1"), True),  # of two answers
+        (("stage=rm",), True),
+        (("stage=orpo", SDPA), False),
+        (("stage=kto",), True),
+        (("stage=grpo", "stage.reward=trl:think_format_reward"), True),
+        (("data.packing=true",), True),
+        (("data.packing=true", SDPA), False),
+        (("data.packing=true", "data.isolate_documents=false"), False),
+        (("stage=pt",), False),
+        (("stage=pt", "data.packing=false"), True),
+        (("model=gemma3_1b", "stage=dpo"), True),  # windows are within an answer
+        (("model=gpt2", "stage=dpo"), True),
+        (("model=opt_125m",), False),  # positions do not isolate
+        (("stage.neftune_alpha=5",), False),  # whose noise is by a row's length
+        (("compute.compile=true", "precision=fp32"), False),
     ],
 )
-def test_nothing_is_padded_where_attention_parts_rows(words: tuple[str, ...], free: bool) -> None:
-    plan = compiled("hardware=cpu", "tracking=none", *words, training="model=gemma3_1b" not in words)
-    assert plan.steps.pack.padding_free == free
+def test_nothing_is_padded_where_rows_are_isolated_by_their_lengths(words: tuple[str, ...], free: bool) -> None:
+    own = not any(word.startswith("model=") for word in words)
+    steps = compiled("hardware=cpu", "tracking=none", *words, training=own).steps
+    assert steps.pack.padding_free == free
+    if free:
+        assert steps.patch.attention == "per_document"
 
 
-@pytest.mark.parametrize(("length", "free"), [(64, True), (65, False)])
-def test_layers_that_see_a_chunk_only_share_no_prompts_beyond_it(length: int, free: bool, here: Path) -> None:
-    from transformers import AutoConfig
-
-    AutoConfig.for_model("llama4_text", attention_chunk_size=64, max_position_embeddings=128).save_pretrained("chunked")
-    words = ("model.path=chunked", "model.template=chatml", "stage=orpo", "compute.attention=blocks")
-    plan = compiled("hardware=cpu", "tracking=none", *words, f"data.max_length={length}", training=False)
-    assert plan.steps.pack.padding_free == free
+H100 = "hardware=h100_80gb"
 
 
 @pytest.mark.parametrize(
-    ("words", "parted"),
+    ("words", "attention", "free"),
     [
-        (("data.packing=true", "data.max_length=95"), True),
-        (("data.packing=true", "data.max_length=96"), False),
-        (("stage.batch_size=5", "data.max_length=19"), True),
-        (("stage.batch_size=5", "data.max_length=20"), False),
-        (("stage=orpo", "stage.batch_size=2", "data.max_length=23"), True),
-        (("stage=orpo", "stage.batch_size=2", "data.max_length=24"), False),
+        ((H100,), "varlen", True),
+        ((H100, "stage.batch_size=1"), "varlen", True),
+        *(((H100, f"stage={stage}"), "varlen", True) for stage in ("dpo", "orpo", "rm", "kto")),
+        ((H100, "stage=ppo", "stage.reward=trl:think_format_reward"), "varlen", True),
+        ((H100, "data.packing=true"), "varlen", True),
+        ((H100, "data.packing=true", "compute.compile=true"), "varlen", True),
+        ((H100, "stage=pt"), "sdpa", False),  # nothing is padded, nothing isolated
+        ((H100, "stage=pt", "data.isolate_documents=true"), "varlen", True),
+        ((H100, "precision=fp32", "data.packing=true"), "per_document", True),
+        ((H100, "hardware.compute_capability=7.5"), "per_document", True),
+        ((H100, "model=gemma2_2b"), "eager", False),
+        ((H100, "model=gpt2"), "per_document", True),  # drops out in attention
+        ((H100, "model=opt_125m"), "sdpa", False),
+        ((H100, "stage.neftune_alpha=5"), "sdpa", False),
     ],
 )
-def test_queries_that_are_scaled_by_their_place_in_a_row(words: tuple[str, ...], parted: bool, here: Path) -> None:
+def test_attention_on_a_gpu_builds_no_mask(words: tuple[str, ...], attention: str, free: bool) -> None:
+    plan = compiled("tracking=none", *words, training=False)
+    assert (plan.steps.patch.attention, plan.steps.pack.padding_free) == (attention, free)
+    (note,) = (note for note in plan.notes if note.startswith("compute.attention=auto: "))
+    assert note.startswith(f"compute.attention=auto: {attention}, ")
+
+
+@pytest.mark.parametrize(
+    ("packages", "words", "attention"),
+    [
+        (("flash-attn",), (), "flash_attention_2"),
+        (("flash-attn", "flash-attn-3"), (), "flash_attention_3"),
+        (("flash-attn", "flash-attn-3"), ("hardware.compute_capability=8.6",), "flash_attention_2"),
+        (("flash-attn", "flash-attn-3"), ("hardware.compute_capability=12.0",), "flash_attention_2"),
+        (("flash-attn",), ("data.packing=true",), "flash_attention_2"),
+        (("flash-attn",), ("stage=pt",), "flash_attention_2"),
+        (("flash-attn",), ("model=gemma2_2b",), "flash_attention_2"),
+        (("flash-attn",), ("precision=fp32",), "per_document"),
+        (("flash-attn",), ("hardware.compute_capability=7.5",), "per_document"),
+        (("flash-attn",), ("model=opt_125m",), "flash_attention_2"),
+    ],
+)
+def test_flash_attention_where_it_is_installed(
+    packages: tuple[str, ...], words: tuple[str, ...], attention: str, machine: Callable[..., None]
+) -> None:
+    machine(packages=HERE | dict.fromkeys(packages, "2.8"))
+    plan = compiled("tracking=none", H100, *words, training=False)
+    assert plan.steps.patch.attention == attention
+
+
+def test_queries_that_are_scaled_by_their_place_in_a_row(here: Path) -> None:
     from transformers import AutoConfig
 
     AutoConfig.for_model("llama4_text", floor_scale=96, max_position_embeddings=128).save_pretrained("scaled")
-    base = ("model.path=scaled", "model.template=chatml", "compute.attention=blocks", "hardware=cpu", "tracking=none")
-    if not parted and "data.packing=true" in words:
-        (found,) = refusals(*base, *words, training=False)
-        assert found.rule == "isolation-unsupported" and "in rows of less than 96 tokens alone" in found.wrong
-        return
-    pack = compiled(*base, *words, training=False).steps.pack
-    assert (pack.isolate_documents or pack.padding_free) == parted
+    base = ("model.path=scaled", "model.template=chatml", "hardware=cpu", "tracking=none", "data.packing=true")
+    assert compiled(*base, "data.max_length=95", training=False).steps.pack.isolate_documents
+    (found,) = refusals(*base, "data.max_length=96", training=False)
+    assert found.rule == "isolation-unsupported" and "in rows of less than 96 tokens alone" in found.wrong
 
 
 def test_what_is_said_again_is_told() -> None:

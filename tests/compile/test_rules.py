@@ -418,6 +418,12 @@ TABLE = (
         machine={"packages": WITH_GPU["packages"]},
     ),
     row(
+        "attention-needs-gpu",
+        "compute.attention=varlen precision=bf16",
+        "compute.attention=per_document",
+        on_gpu("compute.attention=varlen {gpu}"),
+    ),
+    row(
         "attention-of-card",
         "compute.attention=flash_attention_2 {gpu}",
         on_gpu("compute.attention=flash_attention_2 {gpu} hardware.compute_capability=8.0"),
@@ -515,14 +521,6 @@ TABLE = (
     ),
     row("tracking-package", "tracking=wandb", compiles("tracking=tensorboard"), machine=without("wandb")),
     row("tracking-login", "tracking=wandb", compiles("tracking=wandb tracking.mode=offline"), machine=ALL),
-    row(
-        "flash-packing",
-        "compute.attention=flash_attention_2 data.packing=true {gpu}",
-        on_gpu("compute.attention=flash_attention_2 data.packing=true stage.batch_size=1 evaluate.batch_size=1 {gpu}"),
-        on_gpu("compute.attention=flash_attention_2 stage=pt {gpu}"),
-        "data.packing=true",
-        machine=WITH_GPU,
-    ),
     row(
         "flash-precision",
         "compute.attention=flash_attention_2 precision=fp32 {gpu}",

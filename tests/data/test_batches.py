@@ -15,9 +15,21 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
-from factory.data import batches, dataset
-from factory.data.batches import FLASH, Prefetcher, collate, cut, lengths, micro_batches, mismatched, steps
-from factory.data.dataset import IGNORED, TRAINED_AT, Example, Labelled, Pair, alone, example
+from factory.data import batches
+from factory.data.batches import (
+    FLASH,
+    LENGTHS,
+    Prefetcher,
+    collate,
+    cut,
+    halves,
+    lengths,
+    micro_batches,
+    mismatched,
+    read,
+    steps,
+)
+from factory.data.dataset import IGNORED, TRAINED_AT, Example, Labelled, Pair, example
 from factory.data.prepare.store import Side
 from factory.losses import causal_lm
 from factory.schedules import steps_per_epoch, total_steps
@@ -88,19 +100,45 @@ def test_collate_pads_on_the_right_without_a_mask() -> None:
     assert positions[1].tolist() == [*range(4), *range(7), *range(5)]
 
 
-def test_a_rows_documents_are_told_to_flash_attention() -> None:
-    """As transformers finds them in the positions, layer by layer; of several rows it takes each as a whole."""
+def test_kernels_are_given_where_sequences_begin() -> None:
+    """As transformers finds them in the positions, layer by layer, of a single row; and of several."""
     plain, other = rows(11, 5)
     packed = Example(plain.ids, plain.labels, (4, 6, 1))
-    batch = collate([packed], 7, "cpu", flash=True)
+    batch = collate([packed], 7, "cpu", bounds=True)
     bounds, longest = prepare_fa_kwargs_from_position_ids(batch["position_ids"])
-    for name, found in zip(FLASH, (*bounds, *longest), strict=True):
+    for name, found in zip(FLASH, (bounds[0], longest[0]) * 2, strict=True):
         assert torch.equal(torch.as_tensor(batch[name], dtype=torch.int32), found)
     assert batch["cu_seq_lens_q"].tolist() == [0, 4, 10, 11, 16] and batch["max_length_k"] == 6
     assert batch["cu_seq_lens_q"].dtype == torch.int32
-    assert collate([plain], 7, "cpu", flash=True)["cu_seq_lens_k"].tolist() == [0, 11, 16]
-    assert FLASH[0] not in collate([packed, other], 7, "cpu", flash=True)
+    assert batch[LENGTHS] == (4, 6, 1, 5)
+    assert collate([plain], 7, "cpu", bounds=True)["cu_seq_lens_k"].tolist() == [0, 11, 16]
+    assert collate([packed, other], 7, "cpu", bounds=True)[LENGTHS] == (4, 6, 1, 5, 5, 11)
+    assert collate([packed, other], 7, "cpu", bounds=True, padding_free=True)[LENGTHS] == (4, 6, 1, 5)
     assert FLASH[0] not in collate([packed], 7, "cpu")
+
+
+def test_rows_stand_one_after_another() -> None:
+    one, packed, other = rows(5, 11, 3)
+    packed = replace(packed, documents=(4, 7))
+    batch, plain = (collate([one, packed, other], 7, "cpu", padding_free=free) for free in (True, False))
+    assert read(batch).tolist() == [[*one.ids, *packed.ids, *other.ids, *[7] * 5]]
+    assert batch["joined_positions"].tolist() == [[*range(5), *range(4), *range(7), *range(3), *range(5)]]
+    assert batch["row_starts"].tolist() == [0, 5, 16]
+    assert torch.equal(read(plain), plain["input_ids"])
+    assert all(torch.equal(batch[name], plain[name]) for name in ("input_ids", "labels", TRAINED_AT))
+
+
+def test_labelled_answers_are_two_rows() -> None:
+    given = [Labelled(each, True, 2) for each in rows(5, 11)]
+    batch = collate(given, 7, "cpu", padding_free=True, bounds=True)
+    own, wrong = halves(batch)
+    assert read(own).tolist() == [[*given[0].example.ids, *given[1].example.ids]]
+    assert read(wrong)[0, :5].tolist() == [*given[0].example.ids[:2], *given[1].example.ids[2:5]]
+    assert own[LENGTHS] == (5, 11) and wrong[LENGTHS] == (11, 5)
+    assert own[FLASH[0]].tolist() == [0, 5, 16] and wrong[FLASH[0]].tolist() == [0, 11, 16]
+    for part in (own, wrong):
+        assert part["labels"].shape[0] == 2
+        assert part[TRAINED_AT][0].tolist() == (part["labels"][:, 1:] != IGNORED).nonzero()[:, 0].tolist()
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -219,21 +257,6 @@ def test_steps_are_the_batches_in_order_from_any_step_on() -> None:
     assert torch.equal(again.batches[0]["input_ids"], made[9].batches[0]["input_ids"])
     pairs = [Pair(*rows(5, 7)), Pair(*rows(9, 3))]
     assert next(steps(pairs, 2, 1, 0, 0, 1, lambda samples: {})).tokens == 24
-
-
-def test_nothing_is_padded_but_the_end() -> None:
-    """The rows' own tokens, labels, weights and positions; the first of each is predicted by nothing."""
-    weighted = replace(rows(5)[0], weights=[0.0, 0.0, 0.5, 0.5, 0.5])
-    given = [*rows(7, 9), weighted]
-    batch = collate(given, 0, "cpu", padding_free=True)
-    assert batch["input_ids"].shape == (1, 24) and batch["input_ids"][0, 21:].tolist() == [0, 0, 0]
-    assert batch["input_ids"][0, :21].tolist() == [token for row in given for token in row.ids]
-    assert batch["position_ids"][0].tolist() == [*range(7), *range(9), *range(5), *range(3)]
-    labels = batch["labels"][0].tolist()
-    assert [labels[at] for at in (0, 7, 16, 21, 22, 23)] == [IGNORED] * 6
-    assert labels[17:21] == weighted.labels[1:] and batch["weights"][0, 16:21].tolist() == weighted.weights
-    assert alone(dataset.joined(given))[1].ids == given[1].ids
-    assert dataset.joined(given).trained == sum(each.trained for each in given)
 
 
 def test_a_steps_rows_of_like_length_are_side_by_side() -> None:

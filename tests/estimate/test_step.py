@@ -113,7 +113,7 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
 
     def pack(value: Any) -> Any:
         storage = value.untyped_storage()
-        if storage.data_ptr() not in held and value.shape[1:3] != (1, 1):  # blocks' masks are made once, for all layers
+        if storage.data_ptr() not in held:
             kept[storage.data_ptr()] = storage
         return value
 
@@ -230,13 +230,11 @@ def test_of_some_layers_the_others_keep_theirs(models: Path, method: str, layers
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("kind", [True, "selective"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize(
-    ("attention", "near"), [("sdpa", 0.05), ("blocks", 0.12)]
-)  # its scores are a third of so small a step
+@pytest.mark.parametrize("attention", ["sdpa", "per_document"])
 def test_recomputed_layers_are_there_one_at_a_time(
-    models: Path, method: str, kind: bool | str, precision: str, attention: str, near: float
+    models: Path, method: str, kind: bool | str, precision: str, attention: str
 ) -> None:
     words = f"method={method} precision={precision} stage=pt compute.activation_checkpointing={str(kind).lower()}"
     plan = _plan(models, "llama", f"{words} compute.attention={attention}")
     said = _estimated(plan)
-    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=near)
+    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.05)

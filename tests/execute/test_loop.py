@@ -73,7 +73,7 @@ def test_accumulated_batches_are_one_batch(execute: Execute) -> None:
 
 def test_nothing_padded_trains_the_same(execute: Execute) -> None:
     """Rows one after another, isolated, against a row at a time: the losses and the weights after six updates."""
-    rows = ("stage.max_steps=6", "compute.attention=blocks", "data.max_samples=40")
+    rows = ("stage.max_steps=6", "data.max_samples=40")
     free = execute(*FULL, *rows, "stage.batch_size=4", folder="free")
     alone = execute(*FULL, *rows, "stage.batch_size=1", "stage.gradient_accumulation_steps=4", folder="alone")
     assert free.run.plan.steps.pack.padding_free and not alone.run.plan.steps.pack.padding_free
@@ -86,20 +86,20 @@ def test_nothing_padded_trains_the_same(execute: Execute) -> None:
     assert "packing_isolation" not in alone.run.checks
 
 
-@pytest.mark.parametrize("stage", ["dpo", "orpo", "rm"])
-def test_shared_prompts_train_the_same(stage: str, execute: Execute) -> None:
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "rm", "kto"])
+def test_joined_answers_train_the_same(stage: str, execute: Execute) -> None:
     """Against rows of their own: the losses, the gradients and what is measured of held-out pairs."""
     rows = ("stage.max_steps=4", f"stage={stage}", "stage.batch_size=2", "method=lora", "precision=fp32")
-    shared = execute(*rows, "compute.attention=blocks", folder="shared")
+    joined = execute(*rows, folder="joined")
     apart = execute(*rows, "compute.attention=sdpa", folder="apart")
-    assert shared.run.plan.steps.pack.padding_free and not apart.run.plan.steps.pack.padding_free
-    assert shared.losses == pytest.approx(apart.losses, rel=1e-4)
-    assert [line["grad_norm"] for line in shared.metrics] == pytest.approx(
+    assert joined.run.plan.steps.pack.padding_free and not apart.run.plan.steps.pack.padding_free
+    assert joined.losses == pytest.approx(apart.losses, rel=1e-4)
+    assert [line["grad_norm"] for line in joined.metrics] == pytest.approx(
         [line["grad_norm"] for line in apart.metrics], rel=1e-3
     )
-    assert [line["tokens"] for line in shared.metrics] == [line["tokens"] for line in apart.metrics]
-    assert shared.result["evaluate"]["loss"] == pytest.approx(apart.result["evaluate"]["loss"], rel=1e-4)
-    assert shared.run.checks["packing_isolation"]["passed"] and "packing_isolation" not in apart.run.checks
+    assert [line["tokens"] for line in joined.metrics] == [line["tokens"] for line in apart.metrics]
+    assert joined.result["evaluate"]["loss"] == pytest.approx(apart.result["evaluate"]["loss"], rel=1e-4)
+    assert joined.run.checks["packing_isolation"]["passed"] and "packing_isolation" not in apart.run.checks
 
 
 def test_the_first_step_is_plain_torchs(execute: Execute, tiny_model: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from conftest import compiled
 
 import factory
-from factory.attention import mask
 from factory.data import batches, proof
 from factory.data.prepare.store import Prepared
 from factory.execute.checks import CHECKS
@@ -81,13 +80,7 @@ def other_scale(patch: Patch) -> None:
 
 
 def documents_as_one(patch: Patch) -> None:
-    import numpy as np
-
-    patch.setattr(batches, "_positions", lambda example, length: np.arange(length))
-
-
-def answers_see_each_other(patch: Patch) -> None:
-    patch.setattr(mask.Spans, "seen", lambda self, queries, keys: (keys <= queries)[None])
+    patch.setattr(batches, "_lengths", lambda example, length: (length,))
 
 
 def other_ratio(patch: Patch) -> None:
@@ -176,14 +169,10 @@ PLANTED = {
     "documents see each other": Planted(
         {"packing_isolation"}, documents_as_one, ("stage=pt", "data.isolate_documents=true")
     ),
-    "rows of a batch see each other": Planted(
-        {"packing_isolation"}, documents_as_one, ("compute.attention=blocks", "stage.batch_size=2")
-    ),
-    "an answer sees the other": Planted(
-        {"packing_isolation"}, answers_see_each_other, ("compute.attention=blocks", "stage=orpo", "stage.batch_size=1")
-    ),
+    "rows of a batch see each other": Planted({"packing_isolation"}, documents_as_one, ("stage.batch_size=2")),
+    "an answer sees the other": Planted({"packing_isolation"}, documents_as_one, ("stage=orpo", "stage.batch_size=1")),
     "a score of what the other said": Planted(
-        {"packing_isolation"}, answers_see_each_other, ("compute.attention=blocks", "stage=rm", "stage.batch_size=1")
+        {"packing_isolation"}, documents_as_one, ("stage=rm", "stage.batch_size=1")
     ),
     "probabilities of another": Planted({"ratio_is_one"}, other_ratio, ("stage=grpo", *SAMPLED)),
     "no gradient": Planted({"gradients_alive"}, lost_gradient),

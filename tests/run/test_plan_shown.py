@@ -16,9 +16,9 @@ from factory.run.plan_shown import plan_panel
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("compute.attention=blocks",), "a row each, nothing padded"),
+        (("compute.attention=per_document",), "a row each, nothing padded"),
         (("compute.attention=sdpa",), "a row each"),
-        (("compute.attention=blocks", "stage=dpo"), "answers to a prompt share it, nothing padded"),
+        (("compute.attention=per_document", "stage=dpo"), "a row each, nothing padded"),
         (("compute.attention=sdpa", "stage=dpo"), "a row each"),
         (("stage=pt", "data.isolate_documents=true"), "packed, documents isolated"),
     ],

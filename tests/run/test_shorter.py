@@ -41,8 +41,8 @@ def test_the_estimate_is_that_of_a_plan_of_such_rows(here: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "sequences"), [("sft", 1), ("dpo", 2)])
 def test_where_nothing_is_padded_it_is_of_batches(stage: str, sequences: int, here: Path) -> None:
-    """A row may be longer than the mean of its batch, and two answers are one row with their prompt once."""
-    line = (*LINE, "compute.attention=blocks", f"stage={stage}", "stage.batch_size=4")
+    """A row may be longer than the mean of its batch, and both answers are in it."""
+    line = (*LINE, "compute.attention=per_document", f"stage={stage}", "stage.batch_size=4")
     plan = compiled(*line, training=False)
     told = for_the_rows(plan, _report(plan, 10**9, 64), Anew())
     wanted = f"estimated for batches of up to {64 * 4 * sequences} tokens"
@@ -74,5 +74,5 @@ def test_a_run_tells_how_long_its_rows_were(execute: Callable[..., Any]) -> None
     done = execute(*rows, "compute.attention=sdpa")
     lengths = [len(row.ids) for row in done.dataset.train]
     assert done.result["train"]["longest_row"] == padded(max(lengths))
-    free = execute(*rows, "compute.attention=blocks", folder="free")
+    free = execute(*rows, "compute.attention=per_document", folder="free")
     assert free.result["train"]["longest_row"] == ceil(padded(sum(lengths)) / 16)  # of one row with all tokens

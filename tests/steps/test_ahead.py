@@ -10,16 +10,14 @@ import pytest
 import torch
 from reads import Reads
 from test_watch import RUN, UNLIKE, bend, same
-from transformers.masking_utils import find_packed_sequence_indices
 
-from factory.attention import documents
 from factory.refusal import UserError
 from factory.stages import loss
 from factory.steps import train
 
 Execute = Callable[..., Any]
 # as on a GPU, where Factory's layers for a CPU are not
-PLAIN = (*(text for text in RUN if "save_steps" not in text), "compute.kernels=none", "compute.attention=sdpa")
+PLAIN = (*(text for text in RUN if "save_steps" not in text), "compute.kernels=none")
 LATE = (*PLAIN, "stage.save_steps=null", "stage.max_steps=6")
 
 
@@ -35,7 +33,6 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[Reads]:
 
     monkeypatch.setattr(train, "_asked", asked)
     monkeypatch.setattr(train, "runs_ahead", lambda _: True)
-    monkeypatch.setattr(documents, "runs_ahead", lambda _: True)
     return found
 
 
@@ -139,9 +136,3 @@ def test_a_spike_is_known_before_it_moves_a_weight(key: str, execute: Execute, a
 def test_other_optimizers_are_told_before(options: tuple[str, ...], execute: Execute, ahead: list[Reads]) -> None:
     execute(*LATE, *options)
     assert ahead == []
-
-
-def test_documents_are_numbered_as_transformers_does() -> None:
-    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]])
-    assert documents.numbered(positions).tolist() == find_packed_sequence_indices(positions).tolist()
-    assert documents.numbered(positions)[0].tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
