@@ -13,6 +13,7 @@ class Traits:
     flash: bool = True  # its class takes flash attention
     ours: bool = True  # its class takes attention functions of ours, which are all that flows between tokens
     lengths: bool = True  # its class hands its attention function the lengths of a row's sequences, and its window
+    drops: bool = False  # its attention drops out unless config.json says otherwise
     scalable: bool = True  # its positions are rotary, and config.json's to scale
     isolates: bool = True  # position_ids part packed documents
     isolates_below: tuple[str, int] | None = None  # so many tokens of a row: config.json's word for it, and its default
@@ -56,10 +57,12 @@ TRAITS: dict[str, Traits] = {
     "gemma2": Traits(sdpa=False, ours=False),
     "gpt_neo": Traits(sdpa=False, ours=False, scalable=False),
     "gpt_oss": Traits(sdpa=False, flash=False, ours=False, isolates=False),
-    **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), Traits(scalable=False)),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), Traits(scalable=False, drops=True)),
     "granitemoehybrid": Traits(ours=False, scalable=False, isolates=False),
     "lfm2": Traits(isolates=False),
     **dict.fromkeys(("nemotron", "stablelm"), Traits(lengths=False)),
+    "gptj": Traits(scalable=False),
+    "seed_oss": Traits(drops=True),
     "phimoe": Traits(scalable=False, lengths=False),
     "llama4_text": Traits(flash=False, isolates_below=SCALED),
     "opt": Traits(scalable=False, isolates=False),

@@ -203,8 +203,9 @@ def unfit_for_varlen(case: Case) -> str | None:
         return "a build of torch for ROCm is not proven"
     if case.arch.head_dim % 8:
         return f"heads of {case.arch.head_dim} numbers are no multiple of 8"
-    if dropout := sorted(key for key, value in text_numbers(case.model.config).items() if _drops(key, value)):
-        return f"{dropout[0]} of the model's config.json cannot be applied"
+    shares = [value for key, value in text_numbers(case.model.config).items() if "att" in key and "drop" in key]
+    if any(shares) or (case.traits.drops and not shares):
+        return "dropout in attention is not possible"
     return _beyond_flash(case)
 
 
@@ -212,10 +213,6 @@ def _beyond_flash(case: Case) -> str | None:
     if precision(case)[0] == "fp32":
         return "precision=fp32 is too wide: it computes in 16 bits"
     return f"heads of {case.arch.head_dim} numbers are more than 256" if case.arch.head_dim > 256 else None
-
-
-def _drops(key: str, value: Any) -> bool:
-    return "att" in key and "drop" in key and isinstance(value, float) and value > 0
 
 
 def joins(case: Case) -> bool:

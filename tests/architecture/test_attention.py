@@ -31,6 +31,15 @@ def test_the_kernels_that_a_class_takes(kind: str) -> None:
     assert model.supports_gradient_checkpointing
 
 
+@pytest.mark.parametrize("kind", sorted(kind for kind in FAMILIES.keys() - REMOTE_CODE if traits_of(kind).ours))
+def test_whether_attention_drops_out_where_nothing_says_so(kind: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    own = CONFIG_MAPPING[kind]().get_text_config().to_dict()
+    shares = [value for key, value in own.items() if "att" in key and "drop" in key]
+    assert any(shares) == traits_of(kind).drops
+
+
 @pytest.mark.parametrize("kind", sorted(REMOTE_CODE))
 def test_no_class_of_transformers_builds_what_comes_with_its_code(kind: str) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

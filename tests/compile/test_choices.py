@@ -135,7 +135,7 @@ PER, SDPA = "compute.attention=per_document", "compute.attention=sdpa"
         (("stage=pt",), False),
         (("stage=pt", "data.packing=false"), True),
         (("model=gemma3_1b", "stage=dpo"), True),  # windows are within an answer
-        (("model=gpt2", "stage=dpo"), True),
+        (("model=gpt2_1.5b", "stage=dpo"), True),
         (("model=opt_125m",), False),  # positions do not isolate
         (("stage.neftune_alpha=5",), False),  # whose noise is by a row's length
         (("compute.compile=true", "precision=fp32"), False),
@@ -166,7 +166,7 @@ H100 = "hardware=h100_80gb"
         ((H100, "precision=fp32", "data.packing=true"), "per_document", True),
         ((H100, "hardware.compute_capability=7.5"), "per_document", True),
         ((H100, "model=gemma2_2b"), "eager", False),
-        ((H100, "model=gpt2"), "per_document", True),  # drops out in attention
+        ((H100, "model=gpt2_1.5b"), "per_document", True),  # drops out in attention
         ((H100, "model=opt_125m"), "sdpa", False),
         ((H100, "stage.neftune_alpha=5"), "sdpa", False),
     ],

@@ -169,7 +169,7 @@ PLANTED = {
     "documents see each other": Planted(
         {"packing_isolation"}, documents_as_one, ("stage=pt", "data.isolate_documents=true")
     ),
-    "rows of a batch see each other": Planted({"packing_isolation"}, documents_as_one, ("stage.batch_size=2")),
+    "rows of a batch see each other": Planted({"packing_isolation"}, documents_as_one, ("stage.batch_size=2",)),
     "an answer sees the other": Planted({"packing_isolation"}, documents_as_one, ("stage=orpo", "stage.batch_size=1")),
     "a score of what the other said": Planted(
         {"packing_isolation"}, documents_as_one, ("stage=rm", "stage.batch_size=1")
