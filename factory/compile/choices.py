@@ -191,7 +191,7 @@ def unfit_for_flash(case: Case, name: str) -> str | None:
         first = 9.0  # its package is built for Hopper; Ampere's kernels are those of flash_attention_2
     if found is None or not first <= found < beyond:
         return f"it has no kernel for compute capability {found}"
-    return _beyond_flash(case)
+    return _beyond_flash(case) or _too_wide(case)
 
 
 def unfit_for_varlen(case: Case) -> str | None:
@@ -201,6 +201,11 @@ def unfit_for_varlen(case: Case) -> str | None:
         return f"compute capability {found} is too low"
     if "rocm" in case.facts.machine.packages:
         return "a build of torch for ROCm is not proven"
+    return heads_unfit_for_varlen(case) or _too_wide(case)
+
+
+def heads_unfit_for_varlen(case: Case) -> str | None:
+    """Return why the model's heads do not suit torch's variable-length kernel; None: they do."""
     if case.arch.head_dim % 8:
         return f"heads of {case.arch.head_dim} numbers are no multiple of 8"
     shares = [value for key, value in text_numbers(case.model.config).items() if "att" in key and "drop" in key]
@@ -210,15 +215,17 @@ def unfit_for_varlen(case: Case) -> str | None:
 
 
 def _beyond_flash(case: Case) -> str | None:
-    if precision(case)[0] == "fp32":
-        return "precision=fp32 is too wide: it computes in 16 bits"
     return f"heads of {case.arch.head_dim} numbers are more than 256" if case.arch.head_dim > 256 else None
+
+
+def _too_wide(case: Case) -> str | None:
+    return "precision=fp32 is too wide: it computes in 16 bits" if precision(case)[0] == "fp32" else None
 
 
 def joins(case: Case) -> bool:
     """Return whether sequences that stand in one row stay isolated by their lengths, in the model's class."""
     own = case.traits
-    return own.ours and own.flash and own.lengths and isolates(case, _sequences(case)) and not case.arch.parts
+    return own.ours and own.flash and own.lengths and own.isolates and not case.arch.parts
 
 
 def _sequences(case: Case) -> int:

@@ -233,7 +233,7 @@ def _attention_of_model(case: Case) -> str | None:
         return f"it is not proven for {kind}" if asked in OURS else f"the class of {kind} has no such kernel"
     if asked in FLASH and choices.isolation(case) and not choices.joins(case):
         return f"that the class of {kind} isolates packed documents by it is not proven"
-    return choices.unfit_for_varlen(case) if asked == VARLEN and case.device == "cuda" else None
+    return choices.heads_unfit_for_varlen(case) if asked == VARLEN else None
 
 
 def _s2_group(case: Case) -> str | None:
@@ -307,7 +307,7 @@ _SECRET = "there is a password or a token in it, which would be written to plan.
 
 
 def _flash_precision(case: Case) -> str | None:
-    flash = case.settings.compute.attention in FLASH
+    flash = case.settings.compute.attention in LENGTHS_ON_DEVICE
     return "it computes in 16 bits only" if flash and choices.precision(case)[0] == "fp32" else None
 
 
