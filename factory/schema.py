@@ -214,7 +214,8 @@ class Compute:
     ] = key("the attention kernel; a named one runs or is refused, auto says what it chose")
     group_size: int | Auto = key("tokens in a group of s2 attention; auto: a quarter of data.max_length", low=2)
     kernels: Literal["auto", "none", "unsloth", "liger"] = key(
-        "kernels in place of the model's own: liger's are for a GPU, unsloth's not there yet; auto: none"
+        "kernels in place of the model's own, on a GPU: liger for any method; unsloth, which reads the model, for "
+        "LoRA on one GPU; auto: liger where it is installed and knows the model"
     )
     activation_checkpointing: bool | Literal["auto", "selective"] = key(
         "recompute activations in the backward pass: less memory, about 30 % more time; selective keeps the matmuls'; "

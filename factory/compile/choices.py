@@ -10,6 +10,7 @@ from factory.architecture import text_numbers
 from factory.attention import FLASH, JOINING, PER_DOCUMENT, VARLEN
 from factory.compile.rule import Case
 from factory.facts import Gpu
+from factory.kernels import without_liger
 from factory.plan import Recomputed, Verb
 from factory.quantizers.checkpoint import in_half
 from factory.settings import Settings
@@ -161,6 +162,8 @@ def attention(case: Case) -> tuple[str, str]:
     asked = case.settings.compute.attention
     if asked != "auto":
         return asked, ""
+    if kernels_named(case) == "unsloth":  # the memory of its own choice: flash attention, xformers or torch's kernel
+        return VARLEN, "Unsloth chooses its own, by sequence"
     reads_masks = case.settings.verb in WRITES
     if case.device == "cuda" and not reads_masks:
         for name in reversed(FLASH):
@@ -248,9 +251,27 @@ def padding_free(case: Case) -> bool:
     return attention(case)[0] in JOINING and _gains_by_joining(case)
 
 
-def kernels(case: Case) -> str:
+def kernels_named(case: Case) -> str:
+    """Return compute.kernels as it was set; Unsloth trains only, other verbs read its runs by transformers."""
     asked = case.settings.compute.kernels
-    return "none" if asked == "auto" else asked
+    return "none" if asked == "unsloth" and case.settings.verb != "train" else asked
+
+
+def kernels(case: Case) -> tuple[str, str]:
+    """Return the kernels and why they were chosen; no reason where they were set."""
+    if (asked := kernels_named(case)) != "auto":
+        return asked, ""
+    if case.device == "cpu":
+        return "none", "Liger's are for a GPU"
+    if case.settings.verb in WRITES:
+        return "none", "answers are written token by token"
+    if case.settings.compute.compile:
+        return "none", "torch.compile fuses by itself"
+    if (wrong := without_liger(case.arch.kind, text_numbers(case.model.config))) is not None:
+        return "none", f"Liger: {wrong}"
+    if "liger-kernel" not in case.facts.machine.packages:
+        return "none", "the package liger-kernel is not installed"
+    return "liger", "fused RMSNorm, gated MLP and rotary positions"
 
 
 def recomputations(case: Case) -> tuple[Recomputed, ...]:
@@ -262,7 +283,7 @@ def recomputations(case: Case) -> tuple[Recomputed, ...]:
         return (False,)
     if layers != "auto":
         return (True,)
-    return (False, "selective", True)
+    return (False, True) if kernels_named(case) == "unsloth" else (False, "selective", True)
 
 
 def recomputed_layers(case: Case) -> int | None:

@@ -228,15 +228,22 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
     model, compute, rows = case.settings.model, case.settings.compute, case.vocabulary
     (attention, why), context, recomputed = choices.attention(case), _context(case), compute.activation_checkpointing
     assert recomputed != "auto", "`fitting` decides it"
-    if why:
+    if compute.kernels == "unsloth" and case.settings.verb == "train":
+        notes.append(
+            "compute.kernels=unsloth: it reads the model, attaches the adapter and chooses attention by itself; "
+            "the estimate counts its layers as Liger's, which keep a little more"
+        )
+    elif why:
         notes.append(f"compute.attention=auto: {attention}, {why}")
+    kernels, why = choices.kernels(case)
+    notes += [f"compute.kernels=auto: {kernels}, {why}"] if why else []
     return plan.Patch(
         attention=attention,
         group_size=_group_size(case, length, notes) if attention == "s2" else None,
         activation_checkpointing=recomputed,
         recomputed_layers=choices.recomputed_layers(case) if recomputed else None,
         compile=compute.compile,
-        kernels=choices.kernels(case),
+        kernels=kernels,
         rope_scaling=model.rope_scaling,
         rope_factor=max(1.0, length / context),
         context_length=context,
@@ -256,14 +263,17 @@ def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Atta
 def _evaluate(case: Case, length: int, notes: list[str]) -> plan.Evaluate:
     """Without answers where the stage trains no model that writes."""
     asked, stage = case.settings.evaluate, case.settings.stage.name
-    if not heads.writes(stage):
-        notes.append(f"evaluate.samples: 0, as a model of stage={stage} gives scores and writes no answers")
+    why = None if heads.writes(stage) else f"a model of stage={stage} gives scores and writes no answers"
+    if why is None and choices.kernels_named(case) == "unsloth":
+        why = "the model that Unsloth trains writes none; `factory chat run=FOLDER` does afterwards"
+    if why is not None:
+        notes.append(f"evaluate.samples: 0, as {why}")
     values: dict[str, Any] = to_tree(asked)
     return plan.Evaluate(
         **{name: value for name, value in values.items() if name not in ("path", "harness_path", "harness_shots")}
         | {
             "stride": evaluating.stride(asked, length),
-            "samples": asked.samples if heads.writes(stage) else 0,
+            "samples": asked.samples if why is None else 0,
             "metrics": asked.metrics,
             "benchmarks": {
                 name: plan.PlannedBenchmark(path=found.path, questions=found.questions, sha256=found.sha256)

@@ -8,7 +8,7 @@ from factory.architecture import FAMILIES, text_numbers, traits_of
 from factory.architecture.fit import times
 from factory.architecture.positions import scalings
 from factory.attention import FLASH, LENGTHS_ON_DEVICE, OURS, S2, SEGMENTED, VARLEN
-from factory.compile import choices, data, evaluating, files, ranks, watching, writing
+from factory.compile import choices, data, evaluating, files, kernels, ranks, watching, writing
 from factory.compile.rule import Case, Rule, value_of
 from factory.extras import install
 from factory.facts import Machine
@@ -27,8 +27,9 @@ NEEDS = {
     **{("stage.optimizer", name): package for name, package in optimizers.PACKAGES.items()},
     **{("compute.attention", name): package for name, package in choices.FLASH_PACKAGES.items()},
     ("compute.kernels", "liger"): "liger-kernel",
+    ("compute.kernels", "unsloth"): "unsloth",
 }
-_EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger"}
+_EXTRAS = {"flash-attn": "flash-attn", "liger-kernel": "liger", "unsloth": "unsloth"}
 _ELSEWHERE = {
     "flash-attn-3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention (it is not on PyPI)"
 }
@@ -84,15 +85,6 @@ def _attention_of_card(case: Case) -> str | None:
     return None if first <= found < beyond else f"it has no kernel for compute capability {found}"
 
 
-def _kernels(case: Case) -> str | None:
-    name = case.settings.compute.kernels
-    if name in ("auto", "none"):
-        return None
-    if name == "unsloth":
-        return "it reads and patches models in its own way, which is not there yet"
-    return f"{name} needs a GPU" if case.device == "cpu" else None
-
-
 def _not_recomputed(case: Case) -> str | None:
     compute = case.settings.compute
     asked = compute.recomputed_layers != "auto" or compute.activation_checkpointing in (True, "selective")
@@ -126,6 +118,7 @@ def _package_missing(case: Case) -> tuple[str, str] | None:
 
 def _lacking(case: Case) -> tuple[str, str] | None:
     chosen = {key: value_of(case.settings, key) for key, _ in NEEDS if not case.idle(key)}
+    chosen["compute.kernels"] = choices.kernels_named(case)
     return lacking(chosen, case.facts.machine)
 
 
@@ -402,7 +395,7 @@ RULES: tuple[Rule, ...] = (
     Rule("nothing-to-scale", _nothing_to_scale),
     Rule("attention-needs-gpu", _attention_on_cpu),
     Rule("attention-of-card", _attention_of_card),
-    Rule("kernels", _kernels),
+    *kernels.RULES,
     Rule("recomputation", _not_recomputed),
     Rule("recomputed-layers", _recomputed_layers),
     Rule("device-missing", _device_missing),

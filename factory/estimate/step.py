@@ -14,6 +14,7 @@ from factory.estimate.decoder import Decoder, Numbers
 from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
+from factory.kernels import LIGER_WITHOUT_ROPE
 from factory.plan import BYTES, Patch, Steps
 from factory.quantizers.spec import stays_quantized
 
@@ -118,6 +119,10 @@ def _walk(
         group=patch.group_size,
         masked=masked,
         quantized=quantized,
+        fused=patch.kernels != "none",
+        rope=patch.kernels != "none"
+        and patch.activation_checkpointing != "selective"
+        and arch.kind not in LIGER_WITHOUT_ROPE,
         recomputed=patch.recomputed(len(arch.blocks)),
         selective=patch.activation_checkpointing == "selective",
         kept=kept,

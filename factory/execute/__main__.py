@@ -66,6 +66,10 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World", *, printed
     from factory.refusal import UserError
 
     run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, world=world)
+    if run.plan.steps.patch.kernels == "unsloth":
+        from factory.steps.unsloth import import_first
+
+        import_first()
     try:
         ended = _walked(run)
     except Followed:

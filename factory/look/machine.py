@@ -28,6 +28,7 @@ PACKAGES: tuple[str, ...] = (
     "flash-attn",
     "flash-attn-3",
     "liger-kernel",
+    "unsloth",
     "torch-npu",
     "trl",
     "math-verify",

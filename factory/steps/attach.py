@@ -17,7 +17,7 @@ from factory.execute.memory import is_exhausted
 from factory.quantizers.spec import stays_quantized
 from factory.ranks.spec import reads_on_host
 from factory.refusal import refuse
-from factory.steps import source
+from factory.steps import source, unsloth
 from factory.steps.kernels import (
     compile_layers,
     drop_nothing,
@@ -45,7 +45,10 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
         model = whole(model, torch.float32).float()
     if plan.train.reference is not None and drop_nothing(model):
         run.emit("note", text="The model's own dropout is off: its reference is read without.")
-    model = method.attach(model, settings, plan.attach, arch)
+    if plan.patch.kernels == "unsloth":
+        model = unsloth.attach(run, model, settings, arch)
+    else:
+        model = method.attach(model, settings, plan.attach, arch)
     if started is not None:
         method.begin(model, started)
     if plan.load.adapter is not None:
@@ -167,6 +170,8 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
         "quantization_config": _of_decoder(held, run, config),
         "device_map": {"": card(plan.device)} if on_card or held is not None else None,
     }
+    if run.plan.steps.patch.kernels == "unsloth":
+        return unsloth.read(run, common["quantization_config"])
     if rest is not None:
         model = type(rest).from_pretrained(None, config=rest.config, state_dict=rest.state_dict(), **common)
         model.name_or_path = model.config._name_or_path = rest.name_or_path

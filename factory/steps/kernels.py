@@ -9,6 +9,7 @@ from typing import Any
 from factory.architecture import Architecture
 from factory.estimate.heap import gives_back
 from factory.execute.memory import give_back
+from factory.kernels import LIGER_WITHOUT_ROPE
 from factory.plan import Patch, Steps
 from factory.refusal import refuse
 
@@ -17,15 +18,20 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 
 def replace_kernels(model: Any, plan: Patch) -> None:
-    """Liger's kernels in place of the model's own. Raises UserError where it has none for this architecture."""
+    """Put Liger's RMSNorm, gated MLP and rotary positions in a built model, by the library's public functions.
+
+    Its losses are left out: the loop's own is computed in chunks. So is its rotary kernel under selective
+    recomputation: it writes over queries and keys, which are then the kept results of matrix products, and would rotate
+    them twice.
+    """
     if plan.kernels != "liger":
         return
-    from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # an extra
+    from liger_kernel import transformers  # type: ignore[import-not-found]  # an extra
 
     kind = model.config.model_type
-    if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:  # the library itself would say nothing
-        raise refuse("kernels", "compute.kernels=liger", f"it has no kernels for {kind}")
-    monkey_patch._apply_liger_kernel_to_instance(model=model)
+    rotates = plan.activation_checkpointing != "selective" and kind not in LIGER_WITHOUT_ROPE
+    replace = getattr(transformers, f"apply_liger_kernel_to_{kind}")
+    replace(model=model, rope=rotates, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def recompute(model: Any, plan: Steps, arch: Architecture) -> None:

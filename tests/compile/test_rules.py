@@ -442,7 +442,12 @@ TABLE = (
         machine={"packages": HERE | {"liger-kernel": "0.8"}},
     ),
     row("kernels", "compute.kernels=unsloth", "compute.kernels=none"),
-    row("kernels", "compute.kernels=unsloth {gpu}", on_gpu("compute.kernels=liger {gpu}"), machine=WITH_GPU),
+    row(
+        "kernels-fit",
+        "method=full compute.kernels=unsloth {gpu}",
+        on_gpu("method=full compute.kernels=liger {gpu}"),
+        machine=WITH_GPU,
+    ),
     row(
         "learning-rate-unread",
         "stage=dpo method.learning_rate=1e-4",

@@ -1,6 +1,5 @@
 """The LLaMA-Factory paper's Table 2, cell by cell: what goes together trains together, and what does not is refused."""
 
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -29,9 +28,9 @@ ON_A_GPU = {
     "flash attention": ("compute.attention=flash_attention_2", "stage.batch_size=1", "evaluate.batch_size=1"),
     "s2 attention": ("compute.attention=s2",),
     "quantization": ("method.quantization.bits=4",),
-    "unsloth": ("compute.kernels=unsloth",),
+    "unsloth": ("compute.kernels=unsloth",),  # what trains with it: tests/gpu/test_kernels.py, in processes of its own
 }
-PACKAGE = {"flash attention": "flash_attn", "unsloth": "unsloth"}
+PACKAGE = {"flash attention": "flash_attn"}
 # the paper's crosses: the rule that refuses them
 CROSSES = {
     ("freeze", "quantization"): "quantized-weights",
@@ -43,7 +42,12 @@ SHORT = ("stage.max_steps=3", "stage.warmup_ratio=0", "stage.logging_steps=1", "
 
 
 def ticks(techniques: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    return [(technique, method) for technique in techniques for method in METHODS if (method, technique) not in CROSSES]
+    return [
+        (technique, method)
+        for technique in techniques
+        for method in METHODS
+        if technique != "unsloth" and (method, technique) not in CROSSES
+    ]
 
 
 def is_on(technique: str, done: Any) -> bool:
@@ -57,7 +61,6 @@ def is_on(technique: str, done: Any) -> bool:
         "flash attention": model.config._attn_implementation == "flash_attention_2",
         "s2 attention": "s2" in model.config._attn_implementation,
         "quantization": sum(kind == "Linear4bit" for kind in kinds) >= 2 * 7,
-        "unsloth": "unsloth" in sys.modules,
     }[technique]
 
 
