@@ -21,7 +21,7 @@ def _fit(case: Case) -> str | tuple[str, str] | None:
     name = choices.kernels_named(case)
     if name == "liger":
         return without_liger(case.arch.kind, text_numbers(case.model.config))
-    return next(_unsloth_limits(case), None) if name == "unsloth" else None
+    return next(_unsloth_limits(case), None) if name == "unsloth" and case.device != "cpu" else None
 
 
 def _unsloth_limits(case: Case) -> Iterator[str | tuple[str, str]]:

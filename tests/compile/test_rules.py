@@ -30,7 +30,7 @@ STAGES = [(None, name) for name in registry.names("stages")]
 RULES = {rule.id: rule for names in (*METHODS, *STAGES) for rule in rules_for(*names)}
 HERE = look.look_at_machine().packages
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
-WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8", "liger-kernel": "0.8"}}
+WITH_GPU = {"gpus": (H100,), "packages": HERE | {"flash-attn": "2.8", "liger-kernel": "0.8", "unsloth": "2026"}}
 WITH_FLASH_3 = {"gpus": (H100,), "packages": HERE | {"flash-attn-3": "3.0"}}
 GALORE = ("method=galore", "method.rank=8")
 BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")
@@ -441,7 +441,7 @@ TABLE = (
         "compute.kernels=none",
         machine={"packages": HERE | {"liger-kernel": "0.8"}},
     ),
-    row("kernels", "compute.kernels=unsloth", "compute.kernels=none"),
+    row("kernels", "compute.kernels=unsloth", "compute.kernels=none", machine={"packages": WITH_GPU["packages"]}),
     row(
         "kernels-fit",
         "method=full compute.kernels=unsloth {gpu}",

@@ -416,7 +416,7 @@ def test_a_path_is_quoted_as_hydra_reads_it(here: Path) -> None:
         assert tree["model"]["adapter"] == f"{name}/one/model"
 
 
-# what the paper's Table 2 crosses out, and Unsloth, which is not there
+# what the paper's Table 2 crosses out, and Unsloth, which needs a GPU
 NEVER = {
     "table2": [
         *(f"{method}.quantization" for method in ("freeze", "galore")),
