@@ -382,10 +382,9 @@ def _judged(seed: int, kinds: str = "both") -> tuple[Tensor, Tensor, Tensor, Ten
 @pytest.mark.parametrize("kinds", ["both", "desirable", "undesirable"])
 def test_kto_is_the_papers_formula(seed: int, kinds: str) -> None:
     ours, theirs, desirable, kl, ref_kl = _judged(seed, kinds)
-    z0 = kto_divergence(kl, ref_kl)
+    z0 = kto_divergence((kl - ref_kl).detach().sum(), 6)
     total = sum(a - b for a, b in zip(kl.tolist(), ref_kl.tolist(), strict=True))
     assert z0.item() == pytest.approx(max(0.0, total / 6))
-    assert not z0.requires_grad
     losses, rewards = kto(ours, theirs, desirable, z0, **WEIGHTS)
     expected = _paper_kto(ours.detach().numpy(), theirs.numpy(), desirable.numpy(), z0.item())
     np.testing.assert_allclose(losses.detach().numpy(), expected, rtol=1e-10)
@@ -395,7 +394,7 @@ def test_kto_is_the_papers_formula(seed: int, kinds: str) -> None:
 
 def test_kto_by_hand() -> None:
     # mismatched: ((-2 - -3) + (-4 - -7)) / 2 = 2; log-ratios 3 and 0, less 2: 1 and -2; beta 0.5
-    z0 = kto_divergence(torch.tensor([-2.0, -4.0]), torch.tensor([-3.0, -7.0]))
+    z0 = kto_divergence(torch.tensor((-2.0 - -3.0) + (-4.0 - -7.0)), 2)
     assert z0 == 2
     losses, rewards = kto(
         torch.tensor([-1.0, -5.0]),
@@ -408,7 +407,7 @@ def test_kto_by_hand() -> None:
     )
     assert losses.tolist() == pytest.approx([1 - 1 / (1 + exp(-0.5)), 2 - 2 / (1 + exp(-1))])
     assert rewards.tolist() == [1.5, 0.0]
-    assert kto_divergence(torch.tensor([-3.0]), torch.tensor([-2.0])) == 0
+    assert kto_divergence(torch.tensor(-3.0 - -2.0), 1) == 0
 
 
 def test_kto_stays_finite() -> None:
@@ -579,7 +578,7 @@ def test_is_trls_kto(kinds: str) -> None:
         "ref_KL_logps": ref_kl,
     }
     loss = trainer._compute_loss(lambda **_: _output(per_token), inputs, False)
-    z0 = kto_divergence(kl, ref_kl)
+    z0 = kto_divergence((kl - ref_kl).detach().sum(), 6)
     losses, rewards = kto(ours, theirs, desirable, z0, **WEIGHTS)
     torch.testing.assert_close(losses.mean(), loss.double())
     assert trainer._metrics["train"]["kl"] == [pytest.approx(z0.item())]
@@ -588,6 +587,38 @@ def test_is_trls_kto(kinds: str) -> None:
     for name, which in (("chosen", desirable), ("rejected", ~desirable)):
         if which.any():
             assert trainer._metrics["train"][f"rewards/{name}"] == [pytest.approx(rewards[which].mean().item())]
+
+
+def test_the_reference_point_is_of_all_ranks_as_trls() -> None:
+    """Each of TRL's ranks takes the mean of all ranks' means."""
+    judged = [_judged(seed) for seed in (7, 8)]
+    weights = {name: value for name, value in WEIGHTS.items() if name != "beta"}
+    means = torch.stack([(kl - ref_kl).detach().mean() for *_, kl, ref_kl in judged])
+    z0 = kto_divergence(sum((kl - ref_kl).detach().sum() for *_, kl, ref_kl in judged), 12)  # type: ignore[arg-type]
+    for ours, theirs, desirable, kl, ref_kl in judged:
+        accelerator = SimpleNamespace(
+            device=torch.device("cpu"), gather_for_metrics=lambda x: means if any(x == means) else x
+        )
+        trainer = _trainer(
+            "trainer.kto_trainer.KTOTrainer",
+            precompute_ref_logps=True,
+            calculate_KL=True,
+            loss_type="kto",
+            _compute_kl_logps=lambda model, batch, kl=kl: kl,
+            **{**weights, "accelerator": accelerator},
+        )
+        per_token, mask = ours.detach()[:, None], torch.tensor([[0, 1]] * 6)
+        inputs = {
+            "input_ids": torch.zeros(6, 2, dtype=torch.long),
+            "attention_mask": mask,
+            "completion_mask": mask,
+            "label": desirable,
+            "ref_logps": theirs,
+            "ref_KL_logps": ref_kl,
+        }
+        loss = trainer._compute_loss(lambda per_token=per_token, **_: _output(per_token), inputs, False)
+        assert trainer._metrics["train"]["kl"] == [pytest.approx(z0.item())] and z0 > 0
+        torch.testing.assert_close(kto(ours, theirs, desirable, z0, **WEIGHTS)[0].mean().detach(), loss.double())
 
 
 def test_is_trls_reward_model() -> None:

@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def kto_divergence(log_probs: "Tensor", reference: "Tensor") -> "Tensor":
-    """KTO's reference point z0, a scalar without gradient: Ethayarajh et al. 2024 (2402.01306), at eq. 8.
+def kto_divergence(total: "Tensor", number: "Tensor | int") -> "Tensor":
+    """Return KTO's reference point z0, a scalar: Ethayarajh et al. 2024 (2402.01306), at eq. 8.
 
-    Both (m): log-probabilities of answers to other prompts than their own, by the model and by its reference. They are
-    those of a micro-batch, in each process its own: so several compute what one does that accumulates.
+    The log-ratios of the model to its reference, of answers to other prompts than their own, sum up to `total`. TRL
+    1.16 takes those of one micro-batch on all ranks; of all micro-batches of a step they are the same however many
+    ranks share the step.
     """
-    assert len(log_probs) > 0
-    return (log_probs - reference).detach().mean().clamp(min=0)
+    return (total / number).clamp(min=0)
 
 
 def kto(

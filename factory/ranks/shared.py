@@ -53,6 +53,10 @@ class Shared(Engine):
             self._backward(self._scaler.scale(slope), last=last)
         return loss.detach(), metrics
 
+    def _of_all(self, sums: torch.Tensor) -> torch.Tensor:
+        torch.distributed.all_reduce(sums)
+        return sums
+
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are shared after the last micro-batch, and only added up before it."""
         return nullcontext()

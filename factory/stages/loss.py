@@ -6,6 +6,7 @@ from typing import Any, Literal
 from factory.ahead import sent
 from factory.ranks.world import World
 
+REFERENCE_POINT = "reference_point"  # of a batch: a sum over all micro-batches of a step, and of how many it is
 Unit = Literal["tokens", "samples"]  # what a stage's loss is the mean over
 Metrics = dict[str, tuple[Any, Any]]  # of what is watched: a sum, and how many it is of; numbers or tensors of one
 

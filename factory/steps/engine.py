@@ -1,6 +1,7 @@
 """Engine: what an optimizer update is made of, and what of it a checkpoint holds."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,7 +15,7 @@ from factory.methods.parts import beside_text
 from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
 from factory.schema import Strategy
-from factory.stages.loss import Metrics, Watched
+from factory.stages.loss import REFERENCE_POINT, Metrics, Watched
 from factory.stages.rows import unit
 from factory.steps.attach import method_settings
 from factory.steps.feed import autocast
@@ -106,7 +107,7 @@ class Engine:
 
         total, watched = torch.zeros((), device=self._run.plan.steps.load.device), Watched()
         units = step.trained if unit(self._plan) == "tokens" else step.samples
-        for number, batch in enumerate(step.batches, start=1):
+        for number, batch in enumerate(self._with_reference_point(step), start=1):
             counted, last = number <= len(step.batches) - step.idle, number == len(step.batches)
             loss, metrics = self._pass(batch, units, counted=counted, last=last)
             if counted:
@@ -114,6 +115,28 @@ class Engine:
                 watched.add(metrics)
         self._penalize()
         return total, watched
+
+    def _with_reference_point(self, step: batches.Step) -> list[dict[str, Any]]:
+        """Return the micro-batches with sums over all of them, on all ranks, that the stage's loss is measured from.
+
+        Only kto has them (`stages.kto.run.reference_point`). Idle micro-batches are computed and not counted.
+        """
+        import torch
+
+        measure = registry.hook(self._stage, REFERENCE_POINT)
+        if measure is None:
+            return step.batches
+        sums = torch.zeros(2, device=self._run.plan.steps.load.device)
+        with torch.no_grad(), autocast(self._run.plan):
+            for number, batch in enumerate(step.batches):
+                found = torch.stack(self._run.way.call(partial(measure, self.model, batch)))
+                sums += found if number < len(step.batches) - step.idle else 0
+        total, number = self._of_all(sums).unbind()
+        return [{**batch, REFERENCE_POINT: (total, number)} for batch in step.batches]
+
+    def _of_all(self, sums: Any) -> Any:
+        """Return the sums over the ranks, on the device."""
+        return sums
 
     def _pass(self, batch: dict[str, Any], units: float, *, counted: bool, last: bool) -> tuple[Any, dict[str, Any]]:
         """Adds the gradients of a micro-batch's part of the mean; returns that part, and what is watched."""

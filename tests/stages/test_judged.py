@@ -173,7 +173,7 @@ class Kto:
     def of(self, judge: Judge, micro: Sequence[Any], others: Any, fixed: list[float] | None) -> tuple[list[float], Any]:
         """`fixed`: the reference points, that carry no gradient, in the order of the micro-batches; else they are
         measured."""
-        point = fixed.pop(0) if fixed else self.point(judge, micro, others)
+        point = fixed.pop(0) if fixed else self.point(judge, [micro], others)
         losses, rewards = [], {True: [], False: []}
         for sample in micro:
             found = ratio(judge.answer(sample.example))
@@ -187,9 +187,9 @@ class Kto:
                 watched[name] = (sum(rewards[label]), len(rewards[label]))
         return losses, watched
 
-    def point(self, judge: Judge, micro: Sequence[Any], others: Any) -> float:
-        """z0: the mean over prompts with the answer to the next one, cut at 0."""
-        rows = mismatched_rows(micro, others)
+    def point(self, judge: Judge, micros: Sequence[Sequence[Any]], others: Any) -> float:
+        """z0: the mean over prompts with the answer to the next one of their micro-batch, cut at 0."""
+        rows = [row for micro in micros for row in mismatched_rows(micro, others)]
         return max(0.0, sum(ratio(judge.answer(row)) for row in rows) / len(rows))
 
 
@@ -289,6 +289,11 @@ def judged(
     return {"loss": sum(losses) / len(losses), **means}
 
 
+def points(case: Pairs | Kto, judge: Judge, micros: list[list[Any]], others: Any) -> list[float] | None:
+    """KTO's reference point, of all micro-batches of a step, once for each."""
+    return [case.point(judge, micros, others)] * len(micros) if isinstance(case, Kto) else None
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_is_the_papers_formula(name: str, execute: Execute, tiny_model: Path, watched: Watched) -> None:
     """Loss, rewards and gradient, accumulated over uneven micro-batches; and the held-out rows before and after."""
@@ -299,7 +304,8 @@ def test_every_step_is_the_papers_formula(name: str, execute: Execute, tiny_mode
     size = done.run.plan.steps.train.batch_size
     assert [[len(micro) for micro in micros] for micros in steps] == SIZES[size] * 2
     for line, micros, weights in zip(done.metrics, steps, watched.weights, strict=True):
-        wanted = judged(case, Judge(tiny_model, weights), micros, others)
+        judge = Judge(tiny_model, weights)
+        wanted = judged(case, judge, micros, others, points(case, judge, micros, others))
         for key, value in wanted.items():
             assert line[key] == pytest.approx(value, rel=1e-4, abs=1e-4), f"{key} of step {line['step']}"
         unknown = {key for key in line if key.startswith("rewards/") or key == "kl"} - wanted.keys()
@@ -327,11 +333,9 @@ def test_the_gradient_is_that_of_the_formula(name: str, execute: Execute, tiny_m
     weights, gradient = watched.weights[step], watched.gradients[step]
     norm = float(torch.stack([value.square().sum() for value in gradient.values()]).sum().sqrt())
     assert done.metrics[step]["grad_norm"] == pytest.approx(norm, rel=1e-4)
-    points = None
-    if isinstance(case, Kto):
-        points = [case.point(Judge(tiny_model, weights), micro, others) for micro in micros]
+    fixed = points(case, Judge(tiny_model, weights), micros, others)
     far, losses = 1e-5, []
     for sign in (1, -1):
         moved = {key: value.double() + sign * far * gradient[key] / norm for key, value in weights.items()}
-        losses.append(judged(case, Judge(tiny_model, moved), micros, others, list(points) if points else None)["loss"])
+        losses.append(judged(case, Judge(tiny_model, moved), micros, others, list(fixed) if fixed else None)["loss"])
     assert (losses[0] - losses[1]) / (2 * far) == pytest.approx(norm, rel=1e-3)

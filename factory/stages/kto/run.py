@@ -1,21 +1,22 @@
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from factory.data.batches import halves
 from factory.losses import sequence_log_probs
 from factory.preference import kto, kto_divergence
-from factory.stages.loss import Loss
+from factory.stages.loss import REFERENCE_POINT, Loss
 
 
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
-    """Of 2n rows, n answers and n mismatched ones, which say how far the model is from its reference."""
-    desirable = batch["desirable"]
-    answers, mismatched = halves(batch)
-    with torch.no_grad(), _no_casts_kept():
-        divergence = kto_divergence(sequence_log_probs(model, mismatched)[0], mismatched["reference"])
+    """Return the loss of n answers; the batch also has n mismatched ones, which say how far the reference is.
+
+    The reference point is of all micro-batches of a step where the engine has taken it, else of this one.
+    """
+    desirable, point = batch["desirable"], batch.get(REFERENCE_POINT)
+    answers, _ = halves({name: values for name, values in batch.items() if name != REFERENCE_POINT})
+    divergence = kto_divergence(*point or reference_point(model, batch))
     losses, rewards = kto(sequence_log_probs(model, answers)[0], answers["reference"], desirable, divergence, **own)
     metrics = {
         "rewards/chosen": (rewards.where(desirable, 0).sum(), desirable.sum()),
@@ -25,15 +26,9 @@ def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     return Loss(losses.sum(), metrics)
 
 
-@contextmanager
-def _no_casts_kept() -> Iterator[None]:
-    """Autocast would give the pass with gradients the weights that were cast here.
-
-    That pass, recomputed, casts them itself: selective checkpointing finds more operations than were there before.
-    """
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
+@torch.no_grad()
+def reference_point(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the sum of the mismatched answers' log-ratios to the reference, and their number: scalars."""
+    _, mismatched = halves(batch)
+    ratios = sequence_log_probs(model, mismatched)[0] - mismatched["reference"]
+    return ratios.sum(), torch.full_like(ratios[0], len(ratios))
