@@ -591,7 +591,7 @@ def test_is_trls_kto(kinds: str) -> None:
 
 def test_the_reference_point_is_of_all_ranks_as_trls() -> None:
     """Each of TRL's ranks takes the mean of all ranks' means."""
-    judged = [_judged(seed) for seed in (7, 8)]
+    judged = [_judged(seed) for seed in (1, 4)]
     weights = {name: value for name, value in WEIGHTS.items() if name != "beta"}
     means = torch.stack([(kl - ref_kl).detach().mean() for *_, kl, ref_kl in judged])
     z0 = kto_divergence(sum((kl - ref_kl).detach().sum() for *_, kl, ref_kl in judged), 12)  # type: ignore[arg-type]

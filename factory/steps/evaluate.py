@@ -1,6 +1,7 @@
 """Evaluate: perplexity of the held-out rows and a few answers, the same before and after training."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import chain
 from math import isfinite
@@ -27,6 +28,7 @@ from factory.steps.pack import Dataset
 from factory.steps.reference import Reference
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 _HEAD_TOKENS = 64  # of one row: enough to see whether the logits are the model's
 TOKEN_ROUNDING = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # nats that one token's loss may differ by
 
@@ -122,12 +124,12 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     collate = collating(run, dataset, of, padding_free=run.plan.steps.pack.padding_free)
     stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()
     held = dataset.validation
-    for chosen, counts in _batches(run, range(len(held)), name):
-        batch = collate([held[number] for number in chosen])
-        loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, plan.own).parts())
-        if counts:
-            total += float(loss)
-            watched.add(metrics)
+    with _batches(run, range(len(held)), name, lambda some: collate([held[row] for row in some])) as made:
+        for batch, counts in made:
+            loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, plan.own).parts())
+            if counts:
+                total += float(loss)
+                watched.add(metrics)
     total, watched = over_ranks(run.world, total, watched)
     return {"loss": total / len(held), **watched.means()}
 
@@ -150,11 +152,16 @@ def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     places = [(row, window) for row, size in enumerate(_sizes(held)) for window in windows(size, length, stride)]
     places.sort(key=lambda place: place[1][1] - place[1][0])  # what stands beside a row changes nothing
     found = list[tuple[int, float, float]]()
-    for chosen, counts in _batches(run, places, name):
-        parts = [part(read(row), window) for row, window in chosen]
-        losses = _called(run, partial(row_losses, model, collate(parts))).tolist()
-        if counts:
-            found += zip((row for row, _ in chosen), losses, (each.trained for each in parts), strict=True)
+
+    def make(some: Sequence[Any]) -> tuple[list[tuple[int, float]], dict[str, Any]]:
+        parts = [part(read(row), window) for row, window in some]
+        return [(row, each.trained) for (row, _), each in zip(some, parts, strict=True)], collate(parts)
+
+    with _batches(run, places, name, make) as made:
+        for (told, batch), counts in made:
+            losses = _called(run, partial(row_losses, model, batch)).tolist()
+            if counts:
+                found += [(row, loss, trained) for (row, trained), loss in zip(told, losses, strict=True)]
     nats = [0.0] * len(held)
     tokens: list[float] = [0] * len(held)
     for row, loss, trained in chain.from_iterable(run.world.gathered(found)):
@@ -174,14 +181,25 @@ def _sizes(held: Samples) -> list[int]:
     return [len(batches.examples(held[row])[0].ids) for row in range(len(held))]
 
 
-def _batches(run: Run, samples: Sequence[Item], name: str) -> Iterator[tuple[Sequence[Item], bool]]:
-    """This rank's, and whether each counts: one that is there for company alone does not."""
+@contextmanager
+def _batches(
+    run: Run, samples: Sequence[Item], name: str, make: Callable[[Sequence[Item]], Made]
+) -> Iterator[Iterator[tuple[Made, bool]]]:
+    """Give an iterator over this rank's batches, made ahead in a thread, and whether each counts.
+
+    One that is there so that all ranks have equally many does not count.
+    """
     size = run.plan.steps.evaluate.batch_size
     starts, idle = run.world.share(range(0, len(samples), size))
-    for number, start in enumerate(starts, start=1):
-        run.stop_if_asked()
-        yield samples[start : start + size], number <= len(starts) - idle
-        run.progress(name, number, len(starts))
+
+    def counted(made: Iterator[Made]) -> Iterator[tuple[Made, bool]]:
+        for number, batch in enumerate(made, start=1):
+            run.stop_if_asked()
+            yield batch, number <= len(starts) - idle
+            run.progress(name, number, len(starts))
+
+    with batches.Prefetcher(make(samples[start : start + size]) for start in starts) as made:
+        yield counted(made)
 
 
 def _called(run: Run, function: Callable[[], Any]) -> Any:

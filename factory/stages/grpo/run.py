@@ -41,12 +41,12 @@ def source(
             "unscored": 1 - rolled.scored() / len(rolled.answers),
         }
         made = turns.updates(run, dataset, rolled, columns)
+        without_dropout(model)  # in all updates of the step
         yield Turn(made, turns.tokens(rolled), None, rolled.watched() | watched)
 
 
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Summed over the answers."""
-    without_dropout(model)
     log_probs, _ = sampled_log_probs(model, turns.text(batch), own["temperature"])
     mask, old, advantages = batch["mask"], batch["old"], batch["advantages"]
     new = dense(log_probs, mask)

@@ -32,6 +32,7 @@ def source(
         watched |= {**rolled.watched(), "kl_coefficient": coefficient}
         coefficient = _next(coefficient, watched, own, len(rolled.answers))
         made = turns.updates(run, dataset, rolled, columns)
+        without_dropout(model)  # in all updates of the step
         yield Turn(made, turns.tokens(rolled), {"kl_coefficient": coefficient}, watched)
 
 
@@ -66,7 +67,6 @@ def _next(coefficient: float, watched: dict[str, float], own: dict[str, Any], sa
 
 def loss(model: Any, batch: dict[str, Any], own: dict[str, Any]) -> Loss:
     """Summed over the answers' tokens: the clipped policy's loss, and the clipped value's by its weight."""
-    without_dropout(model)
     log_probs, states = sampled_log_probs(model, turns.text(batch), own["temperature"], states=True)
     assert states is not None
     values = heads.apply(model, VALUE, states)[:, 0]
