@@ -386,6 +386,19 @@ def test_the_checksum_sees_any_change(dtype: str) -> None:
     assert proofs.checksum(value.view(-1)) != known  # another shape
 
 
+def test_no_tensor_is_waited_for_on_the_way_to_the_checksums() -> None:
+    """They are read together, as one tensor."""
+    import torch
+    from reads import Reads
+
+    model = torch.nn.ModuleList(torch.nn.Linear(300, 700, dtype=torch.bfloat16) for _ in range(3))
+    names = [name for name, _ in model.named_parameters()]
+    with Reads() as reads:
+        found = proofs.checksums(model, names)
+    assert reads.operations and reads.seen == []
+    assert found == {name: proofs.checksum(value) for name, value in model.named_parameters()}
+
+
 def test_one_bit_of_a_tiny_tensor() -> None:
     import torch
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from built import IDS, QUANTIZED, built, saved_pruned
 from conftest import compiled, refusals
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from factory.methods.adalora import run as adalora
@@ -128,6 +131,26 @@ def test_the_penalty_is_pefts(execute: Callable[..., Any]) -> None:
     free = execute(*PLAIN, "method.orthogonality=0", "stage.max_steps=3", folder="free")
     assert free.losses[0] == pytest.approx(done.losses[0], rel=1e-6) and free.losses[-1] != done.losses[-1]
     assert adalora.penalty(free.model, settings) > found
+
+
+def test_the_penalty_builds_nothing_off_the_device() -> None:
+    """Of matrices without memory every tensor on the way is one without memory."""
+    made = set[str]()
+
+    class Places(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            made.update(each.device.type for each in tree_leaves(found) if isinstance(each, torch.Tensor))
+            return found
+
+    layers = torch.nn.ModuleDict({name: torch.nn.ModuleDict() for name in ("lora_A", "lora_B")})
+    for number, size in enumerate((6, 6, 9)):
+        layers["lora_A"][str(number)] = torch.nn.Linear(size, 4, bias=False, device="meta")  # type: ignore[operator]
+        layers["lora_B"][str(number)] = torch.nn.Linear(4, size, bias=False, device="meta")  # type: ignore[operator]
+    settings: Any = SimpleNamespace(orthogonality=0.5)
+    with Places():
+        adalora.penalty(torch.nn.ModuleDict({"layer": layers}), settings).backward()
+    assert made == {"meta"}
 
 
 def test_a_model_of_an_earlier_step_has_more_than_its_rank() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from low_rank import SHAPES, Adam, gradients
+from reads import Reads
 
 from factory.architecture import architecture
 from factory.methods.apollo.run import Apollo
@@ -165,6 +166,20 @@ def test_matrices_of_one_shape_step_together_as_alone(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("in_the_pass", [True, False])
+def test_a_step_between_two_projectors_reads_nothing(in_the_pass: bool, train_plan: Callable[..., Any]) -> None:
+    """A GPU need not be waited for."""
+    made = Stepped(train_plan(weight_decay=DECAY), in_the_pass=in_the_pass)
+    made.backward(0)
+    made.step()  # which draws them
+    with Reads() as reads:
+        made.backward(1)
+        if in_the_pass:
+            made.made.clip(1.0)
+        made.step()
+    assert reads.operations and reads.seen == []
+
+
 def test_a_matrix_without_a_gradient_waits(train_plan: Callable[..., Any]) -> None:
     """As an expert that no token was sent to: it keeps its step count, and the others move."""
     matrices = {name: torch.nn.Parameter(torch.ones(6, 10)) for name in ("one", "other")}
@@ -185,10 +200,10 @@ class Stepped:
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.Tanh(), torch.nn.Linear(20, 12))
         named = dict(self.network.named_parameters())
-        self.rest = {name: value for name, value in named.items() if value.ndim == 1}
+        self.rest: dict[str, Any] = {name: value for name, value in named.items() if value.ndim == 1}
         matrices = {name: value for name, value in named.items() if value.ndim == 2}
         self.low = GaLore(SETTINGS, plan, Any, matrices)  # type: ignore[arg-type]
-        others = [torch.optim.AdamW(self.rest.values(), lr=plan.learning_rate)]
+        others = [torch.optim.AdamW(self.rest.values(), lr=plan.learning_rate, fused=True)]
         self.made: Any = (
             optimizers.ProjectedInThePass(others, self.rest, self.low) if in_the_pass else Several([*others, self.low])
         )
@@ -330,7 +345,7 @@ def test_the_state_takes_the_planned_bytes(
     assert any(len(shapes[key]) == 3 for key in projected(arch)) == (kind != "llama")
     settings: Any = SimpleNamespace(**{**vars(SETTINGS), "rank": 8})
     made = optimizer(model, settings, train_plan(optimizer=name), arch)
-    sum((value * torch.randn_like(value)).sum() for value in model.parameters()).backward()
+    torch.stack([(value * torch.randn_like(value)).sum() for value in model.parameters()]).sum().backward()
     made.step()
     assert _held(made.state_dict()) == optimizer_bytes(settings, name, shapes, arch, dtype.itemsize)
 
