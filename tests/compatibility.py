@@ -177,8 +177,8 @@ def read_together(text: str) -> Together:
 _HEAD = """# What goes with what
 
 Every pair of options, and every triple with a method, compiled for a decoder of a usual architecture with all optional
-packages, on a machine with two GPUs and on one without, which has a C compiler and AVX-512; a strategy has two
-processes. `make golden` writes this page; a test holds it.
+packages, on a machine with two GPUs and on one without; a strategy has two processes.
+`make golden` writes this page; a test holds it.
 
 `yes`: it compiles on both. `GPU`: on a GPU only; `CPU`: on a CPU only. Anything else is the rule that refuses it; what
 the rules say stands at the end. What a model's own architecture, the data or a number rules out is not here:
