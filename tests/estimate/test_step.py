@@ -237,4 +237,4 @@ def test_recomputed_layers_are_there_one_at_a_time(
     words = f"method={method} precision={precision} stage=pt compute.activation_checkpointing={str(kind).lower()}"
     plan = _plan(models, "llama", f"{words} compute.attention={attention}")
     said = _estimated(plan)
-    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.05)
+    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.08)
