@@ -52,7 +52,7 @@ class _Room:
                 slopes = self._head.slopes(logits, bend, wanted, None if counts is None else counts[some])
                 gradients.add_bias(slopes)
                 if self._wide is not None:
-                    product[some].copy_(slopes)
+                    product[some].copy_(slopes.mul_(_FLOAT16_SCALE) if gradients.is_scaled else slopes)
         return torch.cat(parts)
 
     def _logits(self, product: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -63,18 +63,28 @@ class _Room:
             yield some, self._head.shaped(narrow if self._wide is None else self._wide[: len(narrow)].copy_(narrow))
 
 
+# slopes in float16 are multiplied by it: a probability of 6e-8 then is a normal number, and none reaches 65,504
+_FLOAT16_SCALE = 1024.0
+
+
 class _Gradients:
     """The gradients of hidden, weight and bias, inputs 0, 1 and 4 of both functions; None of those not needed.
 
-    Those of weight and bias are sums over chunks, in float32 at least until all chunks are added.
+    Those of weight and bias are sums over chunks, in float32 at least until all chunks are added. Where the head
+    computes in float16, slopes are scaled, products are float32, and `finish` takes the scale out: the loss is scaled
+    only after the forward pass, and what vanished there would stay 0.
     """
 
-    def __init__(self, needs: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, needs: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
         needs_hidden, self._needs_weight = needs[:2]
         self._needs_bias = bias is not None and needs[4]
         self.needed = needs_hidden or self._needs_weight or self._needs_bias
         self.chunk = chunks.chunk(head_trains=self._needs_weight)
-        self.hidden = torch.empty_like(hidden) if needs_hidden else None
+        self.is_scaled = dtype == torch.float16
+        kept = wide_type(hidden.dtype) if self.is_scaled else hidden.dtype
+        self.hidden = torch.empty_like(hidden, dtype=kept) if needs_hidden else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
@@ -87,7 +97,8 @@ class _Gradients:
     def add(self, rows: slice, part: Tensor, narrow: Tensor, slopes: Tensor) -> None:
         """Of the tokens of `rows`: what went into the head, its weight of that type, and the slopes in it too."""
         if self.hidden is not None:
-            self.hidden[rows] = (slopes @ narrow)[: rows.stop - rows.start]
+            product = _wide_product(slopes, narrow) if self.is_scaled else slopes @ narrow
+            self.hidden[rows] = product[: rows.stop - rows.start]
         if self._needs_weight:
             self._add_weight(slopes, part)
 
@@ -99,6 +110,14 @@ class _Gradients:
         for start in range(0, words, chunks.WORDS):
             block = slice(start, start + chunks.WORDS)
             self.weight[block] += _wide_product(slopes[:, block].T, part)
+
+    def finish(self, largest: Tensor | None) -> None:
+        """Take the scale of float16 slopes out. `largest`: what all counts were divided by; None: 1."""
+        if not self.is_scaled:
+            return
+        for gradient, scale in ((self.hidden, _FLOAT16_SCALE), (self.weight, _FLOAT16_SCALE), (self.bias, 1.0)):
+            if gradient is not None:
+                gradient.mul_(1 / scale if largest is None else largest / scale)
 
 
 def _wide_product(one: Tensor, other: Tensor) -> Tensor:
@@ -120,11 +139,16 @@ def _token_losses(
         hidden.new_empty(len(target), dtype=wide_type(head.weight.dtype)),
         _Room(len(hidden), gradients, head),
     )
+    largest = None
+    if gradients.is_scaled and counts is not None:  # a scaled loss may have counts that float16 does not hold
+        largest = counts.abs().amax().clamp(min=torch.finfo(counts.dtype).tiny)
+        counts = counts / largest
     for rows, part in _chunks(hidden, head.weight.dtype, gradients.chunk):
         product = room.product(part)
         values[rows] = room.losses(product, target[rows], None if counts is None else counts[rows], gradients)
         if gradients.needed:
             gradients.add(rows, part, head.weight, product)
+    gradients.finish(largest)
     return values
 
 
@@ -147,7 +171,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         cap: float | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
-        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias, dtype)
         losses = _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target, counts)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.types = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -184,7 +208,8 @@ class LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.again, ctx.numbers = needs[1] or (bias is not None and needs[4]), (dtype, scale, cap)
-        gradients = _Gradients((False,) * len(needs) if ctx.again else needs, hidden, weight, bias)
+        ctx.kept = hidden.dtype
+        gradients = _Gradients((False,) * len(needs) if ctx.again else needs, hidden, weight, bias, dtype)
         losses = _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target)
         ctx.save_for_backward(*((hidden, weight, target, bias) if ctx.again else (gradients.hidden,)))
         return losses.neg_()
@@ -195,14 +220,15 @@ class LinearLogProbs(torch.autograd.Function):
         (grad,) = grads
         if not ctx.again:
             (slopes,) = ctx.saved_tensors
-            return (slopes * -grad[:, None]).to(slopes.dtype), None, None, None, None, None, None
+            return (slopes * -grad[:, None]).to(ctx.kept), None, None, None, None, None, None
         hidden, weight, target, bias = ctx.saved_tensors
         dtype, scale, cap = ctx.numbers
-        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias, dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             _token_losses(Head(weight.to(dtype), bias, scale, cap), gradients, hidden, target, -grad)
         by_weight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
-        return gradients.hidden, by_weight, None, None, gradients.bias, None, None
+        by_hidden = None if gradients.hidden is None else gradients.hidden.to(hidden.dtype)
+        return by_hidden, by_weight, None, None, gradients.bias, None, None
 
 
 def _losses(logits: Tensor, target: Tensor) -> Tensor:
@@ -441,7 +467,5 @@ def _by_head(
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    if dtype == torch.float16:  # a loss's slopes are taken before it is scaled, and would vanish
-        dtype = torch.float32
     with torch.autocast(device, enabled=False):
         return function.apply(hidden, weight, target, dtype, bias, head.scale, head.cap, *more)  # type: ignore[no-any-return]

@@ -20,11 +20,15 @@ from factory.kernels import LIGER_HEAD_NORMS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """Bytes of a number: of what is frozen, of what is trained, of what autocast computes in (None: no autocast)."""
+    """Bytes of a number: of what is frozen, of what is trained, of what autocast computes in (None: no autocast).
+
+    `scales_loss`: that is float16.
+    """
 
     frozen: int
     trained: int
     compute: int | None
+    scales_loss: bool = False
 
 
 _FEED_FORWARD = ("gate", "gate_up", "up", "down")

@@ -13,7 +13,7 @@ def _through(tape: Tape, hidden: Tensor, head: Weight, vocabulary: int, size: in
     """
     width = head.count // vocabulary
     wanted = hidden.node is not None
-    gradient = Storage(tape.ledger, hidden.bytes) if wanted else None
+    gradient = Storage(tape.ledger, hidden.count * (4 if tape.scales_loss else hidden.size)) if wanted else None
     rows = chunks.room(hidden.count // width, chunks.chunk(head_trains=head.trained))
     part = rows * width * size
     wide = chunks.wide(rows, on_cpu=tape.ledger.heap is not None) * vocabulary * 4

@@ -62,6 +62,7 @@ def step(
         frozen=BYTES[steps.load.dtype],
         trained=BYTES[steps.load.dtype if copied else steps.attach.dtype],
         compute=None if compute is None else BYTES[compute],
+        scales_loss=compute == "float16",
     )
     quantized = stays_quantized(steps.quantize, steps.load.config)
     shapes = Shapes(rows=rows, length=length)
@@ -108,7 +109,7 @@ def _walk(
     scratch: tuple[int, ...],
 ) -> Step:
     ledger = Ledger(Heap() if in_heap else None)
-    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients)
+    tape = Tape(numbers.compute, ledger, frees_gradients=frees_gradients, scales_loss=numbers.scales_loss)
     decoder = Decoder(
         tape,
         arch,

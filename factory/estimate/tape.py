@@ -111,6 +111,7 @@ class Tape:
     ledger: Ledger
     recording: bool = True
     frees_gradients: bool = False  # each is stepped as soon as it is whole
+    scales_loss: bool = False  # autocast computes in float16
     nodes: list[Node] = field(default_factory=list)
     gradients: dict[int, Storage] = field(default_factory=dict)
     keeps: list[Storage] | None = None

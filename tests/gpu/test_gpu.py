@@ -135,3 +135,28 @@ def test_liger_kernels_compute_the_same(method: str, execute: Callable[..., Any]
     norms = [module for name, module in done.model.named_modules() if name.endswith("norm")]
     assert {module.forward.__module__.partition(".")[0] for module in norms} == {"liger_kernel"}
     assert done.result["evaluate"]["perplexity"] == pytest.approx(plain.result["evaluate"]["perplexity"], rel=0.01)
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 2.0**16])
+def test_a_float16_head_has_the_gradients_of_float64(loss_scale: float) -> None:
+    from torch.nn import functional
+
+    from factory.losses import LinearCrossEntropy
+
+    torch.manual_seed(0)
+    hidden = torch.randn(96, 64, device="cuda").half().requires_grad_()
+    weight = (0.1 * torch.randn(4096, 64, device="cuda")).half().float().requires_grad_()
+    target = torch.randint(0, 4096, (96,), device="cuda")
+    wide = [each.detach().double().requires_grad_() for each in (hidden, weight)]
+    exact = functional.cross_entropy(wide[0] @ wide[1].T, target, reduction="sum")
+    units = loss_scale / 2**12
+    loss = LinearCrossEntropy.apply(hidden, weight, target, torch.float16)
+    found = torch.autograd.grad(loss * units, [hidden, weight])
+    for mine, theirs in zip(found, torch.autograd.grad(exact, wide), strict=True):
+        assert (mine.double() / units - theirs).abs().amax() < 4e-3 * theirs.abs().amax()
+
+
+@pytest.mark.parametrize(("words", "tf32"), [("", True), ("precision.float32_matmul=highest", False)])
+def test_float32_products_use_tf32_unless_forbidden(words: str, tf32: bool, execute: Callable[..., Any]) -> None:
+    execute(*SHORT, "method=lora", "stage.max_steps=1", "precision=fp32", *words.split())
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
