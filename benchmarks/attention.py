@@ -16,7 +16,7 @@ import time
 from itertools import product
 from typing import Any
 
-ATTENTIONS = ("sdpa", "blocks", "s2")
+ATTENTIONS = ("sdpa", "per_document", "s2")
 COLUMNS = ("attention", "tokens", "cpu_s", "us_per_token", "peak_mib", "kib_per_token", "loss")
 MODEL = {
     "hidden_size": 256,
@@ -41,20 +41,22 @@ def cell(attention: str, length: int, options: argparse.Namespace) -> dict[str, 
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).train()
     ids = torch.randint(MODEL["vocab_size"], (1, length))
     places = torch.arange(length)[None] % options.documents if options.documents else None
-    step(model, ids[:, :64], None)
+    step(model, ids[:, :64], None, options.documents)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, losses = zip(*(step(model, ids, places) for _ in range(options.repeat)), strict=True)
+    seconds, losses = zip(*(step(model, ids, places, options.documents) for _ in range(options.repeat)), strict=True)
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / unit
     values = (attention, length, round(min(seconds), 2), round(min(seconds) / length * 1e6), round(peak))
     return dict(zip(COLUMNS, (*values, round(peak * 2**10 / length, 1), round(losses[0], 4)), strict=True))
 
 
-def step(model: Any, ids: Any, places: Any) -> tuple[float, float]:
-    """CPU seconds, and the loss."""
+def step(model: Any, ids: Any, places: Any, documents: int) -> tuple[float, float]:
+    """Return the CPU seconds of a pass, and its loss."""
+    length, size = ids.shape[1], documents if places is not None else ids.shape[1]
+    sizes = [min(size, length - start) for start in range(0, length, size)]
     start = time.process_time()
     model.zero_grad()
-    loss = model(input_ids=ids, labels=ids, position_ids=places, use_cache=False).loss
+    loss = model(input_ids=ids, labels=ids, position_ids=places, use_cache=False, sequence_lengths=tuple(sizes)).loss
     loss.backward()
     return time.process_time() - start, loss.item()
 
