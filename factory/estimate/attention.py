@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from factory.architecture import Architecture
-from factory.attention import S2
+from factory.attention import PER_DOCUMENT, S2
 from factory.estimate.anatomy import Anatomy
 from factory.estimate.tape import STATISTIC, Tape, Tensor, factors
 
@@ -38,7 +38,7 @@ class Attention:
     def __call__(self, kernel: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if kernel == "sdpa" and self.masked:
             return self._with_mask(query, keys, values)
-        kernels = {"eager": self._eager, S2: self._grouped}
+        kernels = {"eager": self._eager, S2: self._grouped, PER_DOCUMENT: self._in_parts}
         return kernels.get(kernel, self._fused)(query, keys, values)
 
     def _compute(self, *values: Tensor) -> list[Tensor]:
@@ -62,6 +62,10 @@ class Attention:
         )
         # with as many keys as queries it comes out in another layout, and is copied
         return tape.pointwise(made) if arch.heads == arch.kv_heads else made
+
+    def _in_parts(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return what the fused kernel gives for each sequence, copied into one tensor."""
+        return self.tape.pointwise(self._fused(query, keys, values))
 
     def _with_mask(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the fused kernel's output where each row has a mask of (length, length) numbers.

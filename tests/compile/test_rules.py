@@ -569,6 +569,21 @@ TABLE = (
     row("s2-reference", "{groups} {short} {scored} stage.beta=0 {s2}", "{groups} {short} {scored}"),
     row("attention-of-model", "{gemma2} compute.attention=sdpa", "{gemma2}", "{gemma2} compute.attention=eager"),
     row("attention-of-model", "{gemma2} {s2}", "{s2} method=full"),
+    row("attention-of-model", "{gemma2} compute.attention=per_document", "compute.attention=per_document"),
+    row(
+        "attention-of-model",
+        "{gemma2} compute.attention=flash_attention_2 data.packing=true {gpu}",
+        on_gpu("{gemma2} compute.attention=flash_attention_2 {gpu}"),
+        on_gpu("compute.attention=flash_attention_2 data.packing=true {gpu}"),
+        machine=WITH_GPU,
+    ),
+    row(
+        "flash-precision",
+        "compute.attention=varlen precision=fp32 {gpu}",
+        on_gpu("compute.attention=varlen precision=fp16 {gpu}"),
+        on_gpu("compute.attention=per_document precision=fp32 {gpu}"),
+        machine=WITH_GPU,
+    ),
     row(
         "rope-missing",
         "{opt} model.rope_scaling=linear data.max_length=300",

@@ -151,6 +151,9 @@ def _loss(plan: Plan, model: Any, ids: Any) -> Any:
     kind = plan.steps.train.autocast
     with torch.autocast("cpu", getattr(torch, kind or "float32"), enabled=kind is not None):
         batch = {"input_ids": ids, "labels": ids}
+        if plan.steps.pack.isolate_documents:  # two in each row
+            batch["position_ids"] = torch.arange(LENGTH // 2).repeat(ROWS, 2)
+            batch["sequence_lengths"] = (LENGTH // 2,) * (2 * ROWS)
         return losses.causal_lm(model, batch) if reads == "tokens" else losses.sequence_log_probs(model, batch)[0].sum()
 
 
@@ -201,6 +204,26 @@ def test_of_a_projected_gradient_little_stays(models: Path, precision: str) -> N
     plan = _plan(models, "deep", words)
     said = _estimated(plan)
     assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi"])  # with keys for two heads, and for all
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "per_document"])
+def test_isolated_documents_are_what_torch_allocates(models: Path, attention: str, precision: str, kind: str) -> None:
+    """Where a mask of each row is built, and where none is."""
+    words = f"method=lora precision={precision} stage=pt data.isolate_documents=true"
+    _allocates(models, kind, f"{words} compute.attention={attention}", 0.06)
+
+
+def test_a_mask_costs_what_it_holds(models: Path) -> None:
+    """The square of a row in each layer, and keys for each head of queries."""
+    words = "method=lora precision=bf16 stage=pt data.isolate_documents=true compute.attention="
+    masked, free = (_estimated(_plan(models, "llama", f"{words}{name}")).saved for name in ("sdpa", "per_document"))
+    layers, narrow = 2, 2
+    repeated = 2 * ROWS * LENGTH * (8 - 2) * 16 * narrow
+    laid_out = ROWS * LENGTH * 128 * narrow
+    assert masked - free >= layers * (ROWS * LENGTH**2 * narrow + repeated)
+    assert masked - free <= layers * (ROWS * LENGTH**2 * narrow + repeated + laid_out)
 
 
 @pytest.mark.parametrize("kind", ["llama", "odd heads"])

@@ -118,11 +118,55 @@ def test_flash_attention_is_attention(attention: str, packed: bool, execute: Cal
     if installed_version(package) is None or torch.cuda.get_device_capability()[0] < generation:
         pytest.skip(f"{package} is not installed, or not for this card")
     options = ("method=lora", *LEARNS, f"model.path={wider}", "precision=bf16", f"data.packing={str(packed).lower()}")
-    options = (*options, "stage.batch_size=1", "evaluate.batch_size=1")  # it isolates packed documents so
     plain = execute(*options, "compute.attention=sdpa", folder="plain")
     done = execute(*options, f"compute.attention={attention}", folder="done")
     assert done.model.config._attn_implementation == attention
     assert done.losses == pytest.approx(plain.losses, rel=0.01)
+
+
+@pytest.mark.parametrize("attention", ["varlen", "per_document"])
+@pytest.mark.parametrize(
+    "options",
+    [("data.packing=true",), ("stage.batch_size=4",), *((f"stage={name}",) for name in ("dpo", "kto", "rm", "orpo"))],
+    ids=" ".join,
+)
+def test_joined_rows_train_as_padded_ones(
+    attention: str, options: tuple[str, ...], execute: Callable[..., Any], wider: Path
+) -> None:
+    """Packed documents stay isolated, and losses are those of padded rows by torch's own kernel."""
+    if attention == "varlen" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("torch's variable-length kernel is for compute capability 8.0 and above")
+    options = ("method=lora", *LEARNS, f"model.path={wider}", "precision=bf16", *options)
+    plain = execute(*options, "compute.attention=sdpa", folder="plain")
+    done = execute(*options, f"compute.attention={attention}", folder="done")
+    assert done.run.plan.steps.pack.padding_free and not plain.run.plan.steps.pack.padding_free
+    assert done.run.checks["packing_isolation"]["passed"]
+    assert done.losses == pytest.approx(plain.losses, rel=0.02)
+    assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
+
+
+def test_attention_within_sequences_is_that_of_float32() -> None:
+    """torch's variable-length kernel in bfloat16, with gradients and a window, against one call for each sequence."""
+    from types import SimpleNamespace
+
+    from factory.attention import segments
+
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("torch's variable-length kernel is for compute capability 8.0 and above")
+    sizes, layer = (130, 1, 61), SimpleNamespace(is_causal=True, num_key_value_groups=2)
+    bounds = torch.tensor([0, *sizes]).cumsum(0).int().cuda()
+    wide = [torch.randn(1, heads, sum(sizes), 64, device="cuda") for heads in (4, 2, 2)]
+    found = list[list[torch.Tensor]]()
+    for dtype in (torch.float32, torch.bfloat16):
+        states = [each.to(dtype).requires_grad_() for each in wide]
+        if dtype == torch.float32:
+            made, _ = segments.per_document(layer, *states, None, sequence_lengths=sizes, sliding_window=40)
+        else:
+            named = {"cu_seq_lens_q": bounds, "max_length_q": max(sizes), "sliding_window": 40}
+            made, _ = segments.varlen(layer, *states, None, **named)
+        found.append([made, *torch.autograd.grad(made.float().square().sum(), states)])
+    for exact, narrow in zip(*found, strict=True):
+        assert (narrow.float() - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.skipif(installed_version("liger-kernel") is None, reason="liger-kernel is not installed")
