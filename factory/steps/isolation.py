@@ -77,9 +77,9 @@ def _sharing(run: Run, dataset: Dataset) -> tuple[list[Example], list[Example]] 
 
     Of packed rows that is the first with several documents, else the first rows of a micro-batch.
     """
-    plan, sequences = run.plan.steps, _first_sequences(dataset)
-    packed = next((found for found in sequences if len(found.documents) > 1), None)
+    plan = run.plan.steps
     if plan.pack.packing:
+        packed = next((found for found in _first_sequences(dataset) if len(found.documents) > 1), None)
         return None if packed is None else ([packed], alone(packed))
     size = plan.train.batch_size * len(batches.examples(dataset.train[0])) if dataset.stream is None else 1
     rows = list(islice(_first_sequences(dataset), min(size, _ENOUGH)))

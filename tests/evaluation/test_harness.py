@@ -18,11 +18,13 @@ from conftest import refusals
 from own_tasks import ASKED, QUESTIONS, SHOTS, own_tasks
 from rich.console import Console
 
+from factory.attention.segments import with_masks
 from factory.compare.columns import columns
 from factory.compare.judged import apart
 from factory.data.encoding import EncoderSpec, Ends
 from factory.evaluation import harness, rows
 from factory.execute.verify import verify
+from factory.logits import text_model
 from factory.look.machine import installed_version
 from factory.plan import PlannedHarness
 from factory.refusal import UserError
@@ -66,7 +68,7 @@ def log_likelihood(model: Any, tokenizer: Any, prompt: str, choice: str) -> floa
     import torch
 
     whole, before = tokenizer(prompt + choice)["input_ids"], len(tokenizer(prompt)["input_ids"])
-    with torch.no_grad():
+    with torch.no_grad(), with_masks(text_model(model)):
         found = model(input_ids=torch.tensor([whole])).logits[0].double().log_softmax(-1)
     return float(sum(found[at - 1, whole[at]] for at in range(before, len(whole))))
 
@@ -171,7 +173,7 @@ def test_answers_in_words_are_those_of_the_models_own_generate(execute: Execute,
     assert [row["number"] for row in kept] == [0, 1, 2, 3]
     for row, (text, choices, answer) in zip(kept, ASKED, strict=False):
         ids = torch.tensor([tokenizer(question(text))["input_ids"]])
-        with torch.no_grad():
+        with torch.no_grad(), with_masks(text_model(done.model)):
             given = done.model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
         said = tokenizer.decode(given[0, ids.shape[1] :], skip_special_tokens=True).partition("\n")[0]
         assert row["answers"] == {"none": said} and row["target"] == choices[answer]
@@ -190,7 +192,7 @@ def test_an_answer_ends_with_what_ends_one_in_training(
     whole = execute(*words, folder="whole")
     tokenizer = AutoTokenizer.from_pretrained(whole.run.folder.model)
     ids = torch.tensor([tokenizer(question(ASKED[0][0]))["input_ids"]])
-    with torch.no_grad():
+    with torch.no_grad(), with_masks(text_model(whole.model)):
         given = whole.model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     said = given[0, ids.shape[1] :].tolist()
     at = next(place for place, token in enumerate(said) if place and token not in said[:place])

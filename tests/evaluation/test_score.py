@@ -10,11 +10,13 @@ import tiny
 from lettered_questions import lettered, questions
 from rich.console import Console
 
+from factory.attention.segments import with_masks
 from factory.data.dataset import Example, Labelled, Pair
 from factory.data.encoding import Ends
 from factory.evaluation import generate, rows
 from factory.evaluation.generate import Prompt
 from factory.execute.context import Interrupted
+from factory.logits import text_model
 from factory.metrics import text
 from factory.refusal import UserError
 from factory.run import report_shown
@@ -110,7 +112,7 @@ def test_the_answers_are_those_of_one_prompt_after_the_other(execute: Execute, m
     model = done.model.eval()
     for number, name in enumerate(rows.ids(held)):
         example, row = held[number], by_id[name]
-        with torch.no_grad():
+        with torch.no_grad(), with_masks(text_model(model)):
             alone = model.generate(
                 input_ids=torch.tensor([example.ids[: example.prompt]]),
                 max_new_tokens=12,

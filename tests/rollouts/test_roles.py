@@ -124,7 +124,7 @@ def test_every_adapter_has_all_roles(method: str, execute: Execute, tiny_model: 
 
 
 def test_switching_changes_no_mark(execute: Execute, judge: Path) -> None:
-    done = execute(*STAGES["ppo"], *LORA, *SHORT, f"stage.reward_model={judge}", "stage.max_steps=1")
+    done = execute(*STAGES["ppo"], *LORA, *SHORT, f"stage.reward_model={judge}", "stage.max_steps=1", *AS_TRANSFORMERS)
     marks = {name: value.requires_grad for name, value in done.model.named_parameters()}
     before = logits(done.model)
     for role in (roles.reference, roles.reward):
@@ -156,7 +156,7 @@ def test_the_reference_of_an_adapter_that_starts_from_the_weights(
     method: str, execute: Execute, scoring: str, tiny_model: Path
 ) -> None:
     """Adapters off would leave the base without what the adapter took out of it."""
-    done = execute("stage=ppo", f"method={method}", *FITTING[method], *SHORT, scoring)
+    done = execute("stage=ppo", f"method={method}", *FITTING[method], *SHORT, scoring, *AS_TRANSFORMERS)
     with roles.reference(done.model):
         torch.testing.assert_close(logits(done.model), logits(base(tiny_model)), rtol=0, atol=1e-5)
     with torch.no_grad(), done.model.disable_adapter():

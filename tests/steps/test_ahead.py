@@ -43,7 +43,7 @@ def lines(done: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "options",
     [
-        ("stage.batch_size=1",),
+        ("stage.batch_size=1", "compute.attention=per_document"),
         ("stage.gradient_accumulation_steps=2", "data.max_samples=40"),
         ("stage=pt",),
         ("data.packing=true", "data.isolate_documents=true"),

@@ -10,7 +10,13 @@ from conftest import refusals
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TRAIN = ("data.max_length=256", "stage.max_steps=2", "precision=fp32", "model.new_tokens=['<tool>','</tool>']")
+TRAIN = (
+    "data.max_length=256",
+    "stage.max_steps=2",
+    "precision=fp32",
+    "model.new_tokens=['<tool>','</tool>']",
+    "compute.attention=sdpa",  # the tests call the model as transformers does
+)
 QUANTIZED_START = "pissa method.quantization.bits=4"  # read twice: the second time from weights that have grown
 
 

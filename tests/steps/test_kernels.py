@@ -16,6 +16,7 @@ SHORT = (
     "data.max_samples=16",
     "precision=fp32",
     "stage.learning_rate=1e-2",
+    "compute.attention=sdpa",  # the tests call the model as transformers does
 )
 
 
