@@ -73,7 +73,6 @@ COMMON = (
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
-    "LD_PRELOAD": "",  # what is freed is given back at once, as no heap of ours would
     "HF_HUB_OFFLINE": "1",
 }
 COLUMNS = ("method", "trained", "before", "peak", "planned", "above", "formula", "activations", "step_s")

@@ -71,10 +71,10 @@ def test_a_tokens_own_gradient_may_be_large(trains_head: bool, monkeypatch: pyte
 
 
 def test_words_of_small_probability_have_gradients() -> None:
-    """Probabilities around 1e-9 are 0 in float16: unscaled slopes of such words would be lost for good."""
+    """Probabilities around 1e-8 are 0 in float16: unscaled slopes of such words would be lost for good."""
     hidden, weight, _ = problem(trains_head=True)
     with torch.no_grad():
-        weight[0] = 4 * torch.ones(WIDTH)
+        weight[0] = 3 * torch.ones(WIDTH)
         hidden.copy_(0.75 * torch.ones(TOKENS, WIDTH))
     target = torch.zeros(TOKENS, dtype=torch.long)
     _, (_, theirs) = exact(hidden, weight, target, torch.ones(TOKENS))
@@ -82,8 +82,8 @@ def test_words_of_small_probability_have_gradients() -> None:
     loss = LinearCrossEntropy.apply(hidden, weight, target, torch.float16)
     (mine,) = torch.autograd.grad(loss, [weight])
     there = mine[1:].abs().amax(1) > 0
-    assert there.float().mean() > 0.8  # the least of them are below what is scaled too
-    torch.testing.assert_close(mine[1:].double().sum(0), theirs[1:].sum(0), rtol=0.1, atol=0)
+    assert there.float().mean() > 0.99
+    torch.testing.assert_close(mine[1:].double().sum(0), theirs[1:].sum(0), rtol=0.02, atol=0)
 
 
 def test_what_overflows_is_infinite_for_the_scaler() -> None:

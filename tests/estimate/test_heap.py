@@ -68,7 +68,7 @@ def test_before_a_layer_runs_for_the_first_time_and_again(
 
     from factory.steps import kernels
 
-    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32")
+    short = ("stage.max_steps=1", "data.max_samples=16", "precision=fp32", "compute.attention=sdpa")
     done = execute("method=full", f"compute.activation_checkpointing={kept}", *short)
     times: list[int] = []
     monkeypatch.setattr(kernels, "give_back", lambda: times.append(len(times)))
