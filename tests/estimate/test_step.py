@@ -247,7 +247,7 @@ def test_of_some_layers_the_others_keep_theirs(models: Path, method: str, layers
     words = f"method={method} precision=bf16 stage=pt compute.activation_checkpointing={str(kind).lower()}"
     plan = _plan(models, "deep", f"{words} compute.recomputed_layers={layers} compute.attention=sdpa")
     said = _estimated(plan)
-    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.05)
+    assert max(said.forward, said.backward) == pytest.approx(_measured(plan, peak=True).peak, rel=0.08)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
