@@ -14,7 +14,10 @@ from factory.look import machine as look
 from factory.plan import Plan
 from factory.words import size
 
-FULL = ("model=llama2_7b", "method=full", "stage=pt", "stage.batch_size=4", "data.max_length=2048")
+FULL = (
+    *("model=llama2_7b", "method=full", "stage=pt", "stage.batch_size=4", "data.max_length=2048"),
+    "compute.kernels=none",
+)
 KINDS = (False, "selective", True)
 
 
