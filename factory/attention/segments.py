@@ -79,7 +79,7 @@ def varlen(
         value = pad(value, (0, dim - wide))
     query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
     # torch 2.11 takes fewer heads of keys without being asked
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     output = varlen_attn(
         query,
         key,
@@ -116,10 +116,8 @@ def per_document(
     rows = (each.transpose(0, 1).flatten(1, 2).unsqueeze(0) for each in (query, key, value))
     parts = zip(*(each.split(sequence_lengths, dim=2) for each in rows), strict=True)
     outputs = [
-        sdpa_attention_forward(
-            module, *part, _window(part[0].shape[2], sliding_window, query.device), dropout=dropout, scaling=scaling
-        )[0]
-        for part in parts
+        sdpa_attention_forward(module, q, k, v, _window(q.shape[2], sliding_window, q.device), dropout, scaling)[0]
+        for q, k, v in parts
     ]
     return torch.cat(outputs, dim=1).unflatten(1, (batch, length)).squeeze(0), None
 

@@ -40,8 +40,8 @@ def _of_kernel(given: tuple[Any, ...], left: int) -> Any:
     """The formula as the kernel is called: (tokens, heads, dim), and cumulative lengths."""
     bounds, scale = given[3], given[-1]
     sizes = tuple(bounds.diff().tolist())
-    states = [each.transpose(0, 1) for each in given[:3]]
-    return formula(*states, sizes, scale, len(states[0][0]) if left < 0 else left + 1).transpose(0, 1)
+    query, key, value = (each.transpose(0, 1) for each in given[:3])
+    return formula(query, key, value, sizes, scale, len(query[0]) if left < 0 else left + 1).transpose(0, 1)
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *others: Any, **named: Any) -> Any:
@@ -101,8 +101,8 @@ def test_the_formula_and_its_gradients(
     ]
     weight = draw(2, 16, heads, wide)
     found = attend(name, *states, scaling=0.3, sliding_window=window)
-    rows = [each.transpose(0, 1).flatten(1, 2) for each in states]
-    wanted = formula(*rows, SIZES, 0.3, window or 32).transpose(0, 1).unflatten(0, (2, 16))
+    query, key, value = (each.transpose(0, 1).flatten(1, 2) for each in states)
+    wanted = formula(query, key, value, SIZES, 0.3, window or 32).transpose(0, 1).unflatten(0, (2, 16))
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     slopes = torch.autograd.grad((wanted * weight).sum(), states)
     for one, other in zip(torch.autograd.grad((found * weight).sum(), states), slopes, strict=True):

@@ -153,17 +153,18 @@ def test_attention_within_sequences_is_that_of_float32() -> None:
 
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("torch's variable-length kernel is for compute capability 8.0 and above")
-    sizes, layer = (130, 1, 61), SimpleNamespace(is_causal=True, num_key_value_groups=2)
+    sizes = (130, 1, 61)
+    layer: Any = SimpleNamespace(is_causal=True, num_key_value_groups=2)
     bounds = torch.tensor([0, *sizes]).cumsum(0).int().cuda()
     wide = [torch.randn(1, heads, sum(sizes), 64, device="cuda") for heads in (4, 2, 2)]
     found = list[list[torch.Tensor]]()
     for dtype in (torch.float32, torch.bfloat16):
-        states = [each.to(dtype).requires_grad_() for each in wide]
+        query, key, value = states = [each.to(dtype).requires_grad_() for each in wide]
         if dtype == torch.float32:
-            made, _ = segments.per_document(layer, *states, None, sequence_lengths=sizes, sliding_window=40)
+            made, _ = segments.per_document(layer, query, key, value, None, sequence_lengths=sizes, sliding_window=40)
         else:
-            named = {"cu_seq_lens_q": bounds, "max_length_q": max(sizes), "sliding_window": 40}
-            made, _ = segments.varlen(layer, *states, None, **named)
+            named: dict[str, Any] = {"cu_seq_lens_q": bounds, "max_length_q": max(sizes), "sliding_window": 40}
+            made, _ = segments.varlen(layer, query, key, value, None, **named)
         found.append([made, *torch.autograd.grad(made.float().square().sum(), states)])
     for exact, narrow in zip(*found, strict=True):
         assert (narrow.float() - exact).norm() < 0.02 * exact.norm()
