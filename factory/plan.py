@@ -171,7 +171,8 @@ class Pack:
 class Ranks:
     """The processes that train together. `by_node` says in words what each node does.
 
-    `timeout`: seconds that they wait for one that does not come.
+    `timeout`: seconds that they wait for one that does not come. `sharded_loading`: each reads its slices of the
+    weights' files only.
     `configuration` is what the engine is given, whole: DeepSpeed's own, or the arguments of torch's ddp or fully_shard.
     """
 
@@ -180,6 +181,7 @@ class Ranks:
     nodes: int
     offload: bool
     timeout: int
+    sharded_loading: bool
     configuration: dict[str, Any]
     by_node: tuple[str, ...]
 

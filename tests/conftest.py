@@ -268,6 +268,7 @@ def planned_train(**changes: Any) -> Train:
             nodes=1,
             offload=False,
             timeout=600,
+            sharded_loading=False,
             configuration={},
             by_node=("node 0: rank 0",),
         ),

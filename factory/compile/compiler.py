@@ -131,7 +131,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         *_of_method(case, numbers, shapes),
         *_of_stage(case),
         *bases.notes(case),
-        *ranks.notes(case),
+        *ranks.notes(case, numbers.frozen, numbers.trained),
         *watching.notes(case),
         *_licences(case),
     ]
@@ -436,7 +436,7 @@ def _train(case: Case, numbers: Numbers) -> plan.Train:
         reference=_reference(case),
         autocast=numbers.autocast,
         threads=choices.threads(case),
-        ranks=ranks.planned(case, autocast=numbers.autocast, trained_as=numbers.trained),
+        ranks=ranks.planned(case, read_as=numbers.frozen, trained_as=numbers.trained, autocast=numbers.autocast),
         **shared,
     )
 

@@ -1,6 +1,7 @@
 """Several processes: what of a run can be shared among them, and how it is planned."""
 
 from factory import registry
+from factory.architecture import FAMILIES
 from factory.compile import choices
 from factory.compile.rule import Case, Rule
 from factory.extras import install
@@ -14,7 +15,7 @@ from factory.words import counted
 _SPLITTING = ("fsdp", *spec.ZERO)
 
 
-def planned(case: Case, *, autocast: Dtype | None, trained_as: Dtype) -> Ranks:
+def planned(case: Case, *, read_as: Dtype, trained_as: Dtype, autocast: Dtype | None) -> Ranks:
     hardware, stage, arch = case.settings.hardware, case.settings.stage, case.expanded
     shapes = case.trained | case.heads
     return Ranks(
@@ -23,6 +24,7 @@ def planned(case: Case, *, autocast: Dtype | None, trained_as: Dtype) -> Ranks:
         nodes=hardware.num_nodes,
         offload=hardware.offload,
         timeout=hardware.rank_timeout,
+        sharded_loading="weights" in spec.SPLIT[hardware.strategy] and _reads_whole(case, read_as, trained_as) is None,
         configuration=spec.configuration(
             hardware.strategy,
             arch,
@@ -42,7 +44,7 @@ def planned(case: Case, *, autocast: Dtype | None, trained_as: Dtype) -> Ranks:
     )
 
 
-def notes(case: Case) -> list[str]:
+def notes(case: Case, read_as: Dtype, trained_as: Dtype) -> list[str]:
     hardware = case.settings.hardware
     if hardware.strategy == "none":
         return []
@@ -52,9 +54,27 @@ def notes(case: Case) -> list[str]:
     ]
     if case.device == "cpu":
         found.append(f"each process has {counted(choices.threads(case), 'thread')}")
-    if hardware.strategy == "zero3":
-        found.append("zero3: each process holds the whole weights until training begins, and splits them then")
+    if "weights" in spec.SPLIT[hardware.strategy] and (reason := _reads_whole(case, read_as, trained_as)) is not None:
+        found.append(f"{hardware.strategy}: each process reads the whole weights before they are split, as {reason}")
     return found
+
+
+def _reads_whole(case: Case, read_as: Dtype, trained_as: Dtype) -> str | None:
+    """Return why a rank cannot read its share of the weights only; None where it can."""
+    model, method, kind = case.settings.model, case.settings.method, case.model.config["model_type"]
+    attaches = registry.hook(case.method_spec, "attaches_to_shares")
+    trains_base = any(name in case.trained for name, _ in case.expanded.tensors())
+    reasons = {
+        "there is one process": case.settings.hardware.num_processes == 1,
+        "quantized ones are packed as they are read": stays_quantized(method.quantization, case.model.config),
+        "a saved adapter is read onto them": model.adapter is not None,
+        "the vocabulary has new rows": len(case.vocabulary.new) > 0 or case.vocabulary.after != case.vocabulary.before,
+        f"no closed form describes {kind}": model.trust_remote_code or kind not in FAMILIES,
+        "pickled files cannot be read in slices": model.allow_pickle,
+        f"method.name={method.name} reads them when it is attached": attaches is None or not attaches(method),
+        f"some are trained in {trained_as} and read in {read_as}": trains_base and read_as != trained_as,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _nodes_uneven(case: Case) -> str | None:

@@ -9,6 +9,7 @@ A spec has `Settings`, `RULES`, `trainable(method, arch)` and
 - `copied(method, shapes, arch, mixed)`, elements, where weights stay in the frozen type and float32 copies are stepped,
 - `expanded(method, arch)` where the method adds layers,
 - `starts_from_weights(method)` where a run has `initialize`,
+- `attaches_to_shares(method)`, whether it reads no weight when it is attached; without it each rank reads all weights,
 - `trains_over(method, library, bits)`, whether linear layers may stay quantized so; without it they may not at all,
 - `going_on(method, adapter)`, the settings with what a saved adapter's adapter_config.json says of its shapes,
 - `peft(method, arch)` of an adapter, what its adapter_config.json must say to go on from it,

@@ -20,6 +20,7 @@ from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.execute.memory import give_back
 from factory.optimizers.several import Several
+from factory.ranks.sharded import shares
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.ways import Way
 from factory.steps.engine import reaching
@@ -31,21 +32,28 @@ class Split(Way):
 
     def __init__(self, run: Run, model: Any):
         planned, device = run.plan.steps.train.ranks, run.plan.steps.load.device
-        given = planned.configuration
+        given, read = planned.configuration, list(shares(model))
+        offloaded = given["offload"] == "cpu"
         options: dict[str, Any] = {
-            "mesh": init_device_mesh(device, (planned.processes,)),
+            "mesh": read[0][2].device_mesh if read else init_device_mesh(device, (planned.processes,)),
             "reshard_after_forward": given["reshard_after_forward"],
-            "offload_policy": CPUOffloadPolicy() if given["offload"] == "cpu" else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy() if offloaded else OffloadPolicy(),
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=_dtype(given["param_dtype"]),
                 reduce_dtype=_dtype(given["reduce_dtype"]),
                 cast_forward_inputs=False,  # autocast does, for the operations that need it
             ),
         }
+        empty = {id(share): _empty(share) for _, _, share in read}  # fully_shard splits whole tensors only
+        for module, name, share in read:
+            setattr(module, name, empty[id(share)])
         for name in given["units"]:
             fully_shard(unwrapped(model).get_submodule(name), **options)
         self.root: Any = Root(model)
         fully_shard(self.root, **options)
+        kept = {id(share): _on_host(share) if offloaded else share for _, _, share in read}
+        for module, name, share in read:
+            setattr(module, name, kept[id(share)])
         give_back()
         whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
         assert not whole, f"not split: {whole[:3]}"
@@ -140,6 +148,19 @@ def _as(like: DTensor, value: torch.Tensor) -> DTensor:
     """A whole tensor, which each rank has read for itself, split as another."""
     moved = value.to(like.device, like.dtype)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _empty(share: DTensor) -> torch.nn.Parameter:
+    whole = torch.empty(share.shape, dtype=share.dtype, device="meta")
+    return torch.nn.Parameter(whole, requires_grad=share.requires_grad)
+
+
+def _on_host(share: DTensor) -> torch.nn.Parameter:
+    """Return a share that lies in the host's memory, as CPUOffloadPolicy has them."""
+    local = share.to_local().detach().cpu()
+    shape: dict[str, Any] = {"shape": share.shape, "stride": share.stride(), "run_check": False}
+    moved = DTensor.from_local(local, share.device_mesh, share.placements, **shape)
+    return torch.nn.Parameter(moved, requires_grad=share.requires_grad)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

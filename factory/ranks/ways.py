@@ -8,6 +8,10 @@ from typing import Any
 class Way:
     """Of a model that is whole in each process."""
 
+    differentiates = (
+        True  # whether a loss that is computed by `call` gives gradients to `backward` outside of an update
+    )
+
     def call(self, function: Callable[[], Any]) -> Any:
         """What the function returns, the weights at hand: tensors, in tuples or dicts."""
         return function()

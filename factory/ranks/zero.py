@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from factory import heads
+from factory import heads, registry
 from factory.architecture import Architecture
 from factory.execute.context import Run
 from factory.execute.memory import give_back
+from factory.ranks.sharded import shares
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.spec import ZERO
 from factory.ranks.ways import Way
 from factory.ranks.world import PATIENCE
+from factory.steps.attach import method_settings
 from factory.steps.kernels import unwrapped
 
 _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
@@ -28,33 +30,16 @@ _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
 class Zero(Shared):
     def __init__(self, run: Run, model: Any, arch: Architecture):
         super().__init__(run, model, arch)
-        os.environ.setdefault("LOCAL_RANK", str(run.world.local_rank))  # which nobody tells one process alone
-        import deepspeed  # pyright: ignore[reportMissingImports]
-
-        if run.plan.steps.load.device == "cpu":
-            # what it would compile at its first start on a CPU only serves tensor-parallel inference
-            deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
-        planned, root = self._plan.ranks, Root(model)
-        if planned.offload and type(self.optimizer) is torch.optim.AdamW:
-            faster = cpu_adamw(self.optimizer)
-            if run.world.any(faster is None):
-                run.emit("note", text="Offloaded states are stepped by torch's AdamW: DeepSpeed's op cannot be built.")
-            else:
-                self.optimizer = faster
+        planned = self._plan.ranks
         self._stage_number = ZERO.index(planned.strategy) + 1
-        own: Any = self.optimizer  # any of torch's kind
-        made: tuple[Any, ...] = deepspeed.initialize(
-            model=root, optimizer=own, config=dict(planned.configuration), dist_init_required=False
-        )
-        self._engine, self.optimizer, *_ = made
-        _wait_at_most(timedelta(seconds=planned.timeout))
-        assert self._engine.zero_optimization_stage() == self._stage_number, "DeepSpeed chose another stage"
-        give_back()
-        self.root = self._engine
         if self._stage_number == 3:
-            for parameter in _used_from_outside(run, model, arch):
-                deepspeed.zero.register_external_parameter(root, parameter)
-            run.way = Zero3(self._engine)
+            assert isinstance(run.way, Zero3), "the model was not split when it was attached"
+            self._engine = run.way.engine
+        else:
+            self._engine = _engine(run, Root(model), self.optimizer)
+        self.optimizer = self._engine.optimizer
+        self.root = self._engine
+        _wait_at_most(timedelta(seconds=planned.timeout))
 
     def write(self, folder: Path) -> None:
         with _patient(self._plan.ranks.timeout):
@@ -93,11 +78,21 @@ class Zero(Shared):
 
 
 class Zero3(Way):
-    def __init__(self, engine: Any):
-        self._engine = engine
+    """Of a model that DeepSpeed splits over the ranks, as soon as it is attached."""
+
+    differentiates = False  # DeepSpeed takes every gradient for a part of an update
+
+    def __init__(self, run: Run, model: Any, arch: Architecture):
+        train = run.plan.steps.train
+        _partition(run, model)
+        method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
+        root = Root(model)
+        self.engine = _engine(run, root, method.optimizer(model, settings, train, arch))
+        for parameter in _used_from_outside(run, model, arch):
+            _deepspeed(run).zero.register_external_parameter(root, parameter)
 
     def call(self, function: Callable[[], Any]) -> Any:
-        return self._engine(function)
+        return self.engine(lambda: (function(),))[0]  # DeepSpeed looks for tensors in tuples
 
     @contextmanager
     def whole(self, model: Any, names: Iterable[str]) -> Iterator[None]:
@@ -109,6 +104,51 @@ class Zero3(Way):
 
         with swapped(model, names, gathered):
             yield
+
+
+def _deepspeed(run: Run) -> Any:
+    os.environ.setdefault("LOCAL_RANK", str(run.world.local_rank))  # no launcher sets it for one process
+    import deepspeed  # pyright: ignore[reportMissingImports]
+
+    if run.plan.steps.load.device == "cpu":
+        # what it would compile at its first start on a CPU only serves tensor-parallel inference
+        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
+    return deepspeed
+
+
+def _partition(run: Run, model: Any) -> None:
+    """Turn the shares that a rank has read into DeepSpeed's partitions, one whole parameter at a time."""
+    deepspeed, whole = _deepspeed(run), dict[int, torch.nn.Parameter]()
+    deepspeed.init_distributed(dist_init_required=False)  # over the groups that there are
+    for module, name, share in shares(model):
+        if id(share) in whole:  # a tied head
+            setattr(module, name, whole[id(share)])
+            continue
+        full = torch.nn.Parameter(share.detach().full_tensor(), requires_grad=share.requires_grad)
+        whole[id(share)] = full
+        setattr(module, name, full)
+        deepspeed.zero.Init(
+            module=torch.nn.ParameterList([full]),
+            config_dict_or_path=dict(run.plan.steps.train.ranks.configuration),
+        )
+
+
+def _engine(run: Run, root: Root, optimizer: Any) -> Any:
+    """Return DeepSpeed's engine of the plan's configuration."""
+    deepspeed, planned = _deepspeed(run), run.plan.steps.train.ranks
+    if planned.offload and type(optimizer) is torch.optim.AdamW:
+        faster = cpu_adamw(optimizer)
+        if run.world.any(faster is None):
+            run.emit("note", text="Offloaded states are stepped by torch's AdamW: DeepSpeed's op cannot be built.")
+        else:
+            optimizer = faster
+    engine: Any
+    engine, *_ = deepspeed.initialize(
+        model=root, optimizer=optimizer, config=dict(planned.configuration), dist_init_required=False
+    )
+    assert engine.zero_optimization_stage() == ZERO.index(planned.strategy) + 1, "DeepSpeed chose another stage"
+    give_back()
+    return engine
 
 
 def cpu_adamw(optimizer: torch.optim.AdamW) -> Any:

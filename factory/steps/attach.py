@@ -69,6 +69,10 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
         from factory.ranks.fsdp import Split
 
         run.way = Split(run, model)
+    elif plan.train.ranks.strategy == "zero3":
+        from factory.ranks.zero import Zero3
+
+        run.way = Zero3(run, model, arch)
     return {"model": model, "arch": arch}
 
 
@@ -164,14 +168,19 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
     import torch
 
     plan = run.plan.steps.load  # transformers reads tensors in threads
+    sharded = run.plan.steps.train.ranks.sharded_loading
     on_card = plan.device == "cuda" and not reads_on_host(run.plan.steps, starts=starts_from_weights(run))
     common: dict[str, Any] = {
         "dtype": getattr(torch, plan.read_as),
         "quantization_config": _of_decoder(held, run, config),
-        "device_map": {"": card(plan.device)} if on_card or held is not None else None,
+        "device_map": {"": card(plan.device)} if (on_card and not sharded) or held is not None else None,
     }
     if run.plan.steps.patch.kernels == "unsloth":
         return unsloth.read(run, common["quantization_config"])
+    if sharded:
+        from factory.ranks.sharded import distributed
+
+        common["distributed_config"] = distributed(run.plan.steps)
     if rest is not None:
         model = type(rest).from_pretrained(None, config=rest.config, state_dict=rest.state_dict(), **common)
         model.name_or_path = model.config._name_or_path = rest.name_or_path
@@ -188,6 +197,10 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
             **common,
         )
     _check_fit(run, model, info)
+    if sharded:
+        from factory.ranks.sharded import without_hooks
+
+        model = without_hooks(model)
     return model
 
 

@@ -24,6 +24,8 @@ Batch = dict[str, Any]
 
 def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
     """Report whether the loss and the gradients of what shares a row are those of its parts, each in its own row."""
+    import torch
+
     plan, together = run.plan.steps, _sharing(run, dataset)
     if together is None:  # each row is one document: nothing can leak
         return
@@ -36,9 +38,10 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
 
     def slope(batch: Batch, sign: int) -> float:
         """Add the gradient of the batch's part of the mean loss, times the sign, and return that part."""
-        with autocast(run.plan):
+        with autocast(run.plan), torch.set_grad_enabled(run.way.differentiates):
             loss = run.way.call(lambda: figure(run, model, batch)) / count
-        (sign * loss).backward()
+        if run.way.differentiates:
+            (sign * loss).backward()
         return float(loss.detach())
 
     collate, alone_in_row = collating(run, dataset, padding_free=plan.pack.padding_free), collating(run, dataset)
@@ -55,8 +58,8 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
     run.check(
         "packing_isolation",
         abs(packed - apart) <= allowed and left <= _SLOPE_ROUNDING[kind],
-        f"{len(parts)} documents have a mean {of} of {packed:.4f} in one row and {apart:.4f} each in its own; "
-        f"their gradients differ by {100 * left:.2g} %",
+        f"{len(parts)} documents have a mean {of} of {packed:.4f} in one row and {apart:.4f} each in its own"
+        + (f"; their gradients differ by {100 * left:.2g} %" if run.way.differentiates else ""),
     )
 
 

@@ -53,6 +53,11 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     return found
 
 
+def attaches_to_shares(method: Settings) -> bool:
+    """Return whether a rank that holds its share of the weights only can attach the method."""
+    return True
+
+
 def _under(modules: tuple[str, ...], tensors: dict[str, Shape]) -> dict[str, Shape]:
     """The tensors of the modules. A module is named by whole parts of its path: `mlp`, not `ml`."""
     return {name: shape for name, shape in tensors.items() if any(_is_of(name, module) for module in modules)}

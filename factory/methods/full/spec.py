@@ -30,6 +30,11 @@ def optimizer_bytes(
     return state_bytes(optimizer, shapes, arch, size)
 
 
+def attaches_to_shares(method: Settings) -> bool:
+    """Return whether a rank that holds its share of the weights only can attach the method."""
+    return not method.layerwise
+
+
 def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) -> int:
     """Elements of the gradients that are there at the same time."""
     sizes = [prod(shape) for shape in shapes.values()]

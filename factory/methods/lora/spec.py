@@ -48,6 +48,11 @@ def starts_from_weights(method: Settings) -> bool:
     return method.initialization in _FROM_WEIGHTS
 
 
+def attaches_to_shares(method: Settings) -> bool:
+    """Return whether a rank that holds its share of the weights only can attach the method."""
+    return not (starts_from_weights(method) or method.dora or method.target_experts)
+
+
 def written(method: Settings) -> Settings:
     """What the adapter is once it is saved: a start out of the weights is given back, as a second pair."""
     if not starts_from_weights(method):
