@@ -174,16 +174,18 @@ def _read(tuned: Tuned, base: int) -> int:
     """Bytes of the model while it is read, where its weights are whole then and not afterwards; 0: they are not.
 
     An adapter's start leaves them beside what they are then quantized to; in place they are quantized layer by layer.
-    A GPU takes them whole before they are split, unless they wait in the host's memory.
+    A GPU takes its share as it is read, or all of them before they are split, unless they wait in the host's memory.
     """
-    load, quantize, strategy = tuned.steps.load, tuned.steps.quantize, tuned.steps.train.ranks.strategy
+    load, quantize, planned = tuned.steps.load, tuned.steps.quantize, tuned.steps.train.ranks
     starts = registry.starts_from_weights(tuned.spec, tuned.method)
     whole = tuned.arch.parameters() * BYTES[load.read_as]
     if quantize.bits is not None and quantize.method in IN_PLACE:
         return whole
     if quantize.bits is not None and (starts or load.own_base == "rebuilt"):
         return whole + base
-    splits = load.device == "cuda" and "weights" in ranks.SPLIT[strategy]
+    splits = load.device == "cuda" and "weights" in ranks.SPLIT[planned.strategy]
+    if splits and planned.sharded_loading:
+        return ceil(base / planned.processes)
     return base if splits and not ranks.reads_on_host(tuned.steps, starts=starts) else 0
 
 
@@ -195,7 +197,10 @@ def _share(name: str, count: int, tuned: Tuned) -> int:
     share = 0 if planned.offload else ceil(count / planned.processes)
     if name != "weights":
         return share
-    return min(count, share + ranks.gathered(tuned.expanded) * BYTES[tuned.steps.load.dtype])
+    steps = tuned.steps
+    packed = stays_quantized(steps.quantize, steps.load.config)
+    gathered_as = steps.load.dtype if packed or steps.train.autocast is None else steps.train.autocast
+    return min(count, share + ranks.gathered(tuned.expanded) * BYTES[gathered_as])
 
 
 def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:

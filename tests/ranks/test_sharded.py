@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 from attaching import attached
+from conftest import compiled
 from safetensors.torch import load_file
 from several import launched, planned
 from test_equal import HAS_DEEPSPEED, needs_deepspeed
@@ -87,3 +88,17 @@ def test_no_rank_has_room_for_the_whole(models: dict[str, Path], tmp_path: Path)
     file = (models["large"] / "model.safetensors").stat().st_size / 2**20
     assert grown.pop("ddp") > file
     assert max(grown.values()) < file
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_a_plan_counts_shares_or_says_why_not(strategy: str, tiny_model: Path) -> None:
+    shape = ("hardware=h100_80gb", "hardware.num_processes=4", f"hardware.strategy={strategy}", "precision=bf16")
+    shared, whole = (
+        compiled(f"model.path={tiny_model}", *shape, *method, training=False)
+        for method in (("method=lora",), ("method=lora", "method.dora=true"))
+    )
+    assert shared.steps.train.ranks.sharded_loading and not whole.steps.train.ranks.sharded_loading
+    said = "each process reads the whole weights before they are split"
+    assert not any(said in note for note in shared.notes) and any(said in note for note in whole.notes)
+    bytes_of_all = 2 * shared.estimate.parameters.total
+    assert bytes_of_all / 4 <= shared.estimate.memory.instants["reading"] < bytes_of_all / 2
