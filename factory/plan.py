@@ -14,7 +14,7 @@ from factory.refusal import UserError, refuse
 from factory.schema import Checks, ExportQuantization, Quantization, Strategy, Tracking
 from factory.typed import Reader, plain, to_tree
 
-VERSION = 19
+VERSION = 20
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
 _CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
 # of `patch`: computed twice or once, an activation is the same
@@ -540,6 +540,7 @@ CHANGED: dict[int, str] = {
     17: "of how many layers activations are recomputed is planned",
     18: "what is recomputed is no part of the digest: it decides no result",
     19: "the digest covers which hub set is read, the order of sets, files of rewards, metrics and export.calibration",
+    20: "precision of float32 products, which checks are made, who reads slices of weights; C kernels are gone",
 }
 
 
