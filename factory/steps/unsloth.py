@@ -5,7 +5,6 @@ PEFT's names, give hidden states below the head, and part packed rows where posi
 mask (`models/llama.py`, LlamaModel_fast_forward). What it does not do is refused by the rule `kernels-fit`.
 """
 
-import importlib
 import os
 from typing import Any
 
@@ -25,7 +24,7 @@ def import_first() -> None:
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache.folder() / "unsloth"))
-    importlib.import_module("unsloth")
+    import unsloth  # type: ignore[import-not-found]  # noqa: F401
 
 
 def read(run: Run, quantization: Any) -> Any:
