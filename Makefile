@@ -20,7 +20,7 @@ table4: setup  ## the paper's Table 4 beside its figures: in small without a GPU
 
 test: $(VENV)/.dev lint  ## format, lint, types and the whole test suite (CI runs this)
 	@$(MAKE) --no-print-directory types & types=$$!; \
-		$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+		$(RUN) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 		wait $$types || { echo "The types are wrong: see above, or make types"; exit 1; }; exit $$tests
 
 lint: $(VENV)/.dev  ## ruff: format and rules
