@@ -157,9 +157,8 @@ def _empty(share: DTensor) -> torch.nn.Parameter:
 
 def _on_host(share: DTensor) -> torch.nn.Parameter:
     """Return a share that lies in the host's memory, as CPUOffloadPolicy has them."""
-    local = share.to_local().detach().cpu()
-    shape: dict[str, Any] = {"shape": share.shape, "stride": share.stride(), "run_check": False}
-    moved = DTensor.from_local(local, share.device_mesh, share.placements, **shape)
+    local = share.to_local().detach().cpu()  # from_local would move it to the mesh's device again
+    moved: Any = DTensor(local, share._spec, requires_grad=False)  # pyright: ignore[reportCallIssue]
     return torch.nn.Parameter(moved, requires_grad=share.requires_grad)
 
 

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from attaching import attached
 from conftest import compiled
 from safetensors.torch import load_file
 from several import launched, planned
 from test_equal import HAS_DEEPSPEED, needs_deepspeed
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from factory.plan import to_yaml
+from factory.ranks.fsdp import _on_host
 from factory.ranks.world import World
 
 STRATEGIES = ("fsdp", "zero3") if HAS_DEEPSPEED else ("fsdp",)
@@ -102,3 +107,16 @@ def test_a_plan_counts_shares_or_says_why_not(strategy: str, tiny_model: Path) -
     assert not any(said in note for note in shared.notes) and any(said in note for note in whole.notes)
     bytes_of_all = 2 * shared.estimate.parameters.total
     assert bytes_of_all / 4 <= shared.estimate.memory.instants["reading"] < bytes_of_all / 2
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_offloaded_share_lies_in_the_hosts_memory(trained: bool) -> None:
+    """FSDP refuses one on a card; the mesh, and so the group that shares it, stays the cards'."""
+    mesh = DeviceMesh("cuda", [0], _init_backend=False, _rank=0)
+    spec = DTensorSpec(mesh, (Shard(0),), tensor_meta=TensorMeta(torch.Size((3, 2)), (2, 1), torch.float32))
+    share = torch.nn.Parameter(DTensor(torch.ones(3, 2), spec, requires_grad=trained), requires_grad=trained)
+    moved = _on_host(share)
+    assert isinstance(moved, DTensor) and isinstance(moved, torch.nn.Parameter)
+    assert moved.device.type == moved._local_tensor.device.type == "cpu"
+    assert moved._spec == share._spec and moved.requires_grad is trained
+    assert moved._local_tensor.equal(torch.ones(3, 2))
