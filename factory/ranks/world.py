@@ -56,7 +56,9 @@ class World:
         import torch.distributed as dist
 
         if device == "cuda":
-            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())  # each may be shown its own card alone
+            own = self.local_rank % torch.cuda.device_count()  # each may be shown its own card alone
+            torch.cuda.set_device(own)
+            os.environ["LOCAL_RANK"] = str(own)  # transformers and DeepSpeed take it for the number of the card
         most = timedelta(seconds=planned.timeout)
         alone: dict[str, Any] = {}  # a launcher tells the others where they meet
         if self.size == 1:

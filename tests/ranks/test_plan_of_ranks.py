@@ -1,6 +1,7 @@
 """What a plan says of several processes, without starting any."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from conftest import compiled, planned_train
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,20 @@ def test_a_rank_is_who_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in zip(VARIABLES, ("3", "8", "1", "host", "29500"), strict=True):
         monkeypatch.setenv(name, value)
     assert from_environment() == World(rank=3, size=8, local_rank=1)
+
+
+@pytest.mark.parametrize(("shown", "card"), [(1, 0), (8, 3)])
+def test_libraries_are_told_the_card_that_a_rank_has(shown: int, card: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher may show each rank its own card alone, whose number is 0 then."""
+    chosen = list[int]()
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: shown)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
+    world = World(rank=3, size=8, local_rank=3)
+    world.join("cuda", replace(planned_train().ranks, strategy="fsdp", processes=8))
+    assert chosen == [card] and os.environ["LOCAL_RANK"] == str(card) and world.local_rank == 3
 
 
 def test_the_digest_is_of_the_steps_micro_batches(tiny_model: Path) -> None:
