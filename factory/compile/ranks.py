@@ -1,5 +1,7 @@
 """Several processes: what of a run can be shared among them, and how it is planned."""
 
+from packaging.version import Version
+
 from factory import registry
 from factory.architecture import FAMILIES
 from factory.compile import choices
@@ -13,6 +15,7 @@ from factory.schema import Strategy
 from factory.words import counted
 
 _SPLITTING = ("fsdp", *spec.ZERO)
+_READS_BY_PLAN = "5.23"  # transformers' version from which `DistributedConfig` has an `fsdp_plan`
 
 
 def planned(case: Case, *, read_as: Dtype, trained_as: Dtype, autocast: Dtype | None) -> Ranks:
@@ -64,6 +67,8 @@ def _reads_whole(case: Case, read_as: Dtype, trained_as: Dtype) -> str | None:
     model, method, kind = case.settings.model, case.settings.method, case.model.config["model_type"]
     attaches = registry.hook(case.method_spec, "attaches_to_shares")
     trains_base = any(name in case.trained for name, _ in case.expanded.tensors())
+    packages = case.facts.machine.packages
+    transformers = packages.get("transformers", _READS_BY_PLAN)
     reasons = {
         "there is one process": case.settings.hardware.num_processes == 1,
         "quantized ones are packed as they are read": stays_quantized(method.quantization, case.model.config),
@@ -73,6 +78,13 @@ def _reads_whole(case: Case, read_as: Dtype, trained_as: Dtype) -> str | None:
         "pickled files cannot be read in slices": model.allow_pickle,
         f"method.name={method.name} reads them when it is attached": attaches is None or not attaches(method),
         f"some are trained in {trained_as} and read in {read_as}": trains_base and read_as != trained_as,
+        f"transformers {transformers} reads none by a plan ({_READS_BY_PLAN} does)": (
+            Version(transformers) < Version(_READS_BY_PLAN)
+        ),
+        # whether a card is there or not
+        "transformers reads them to the device that torch is built for (its build for CPUs has none)": (
+            case.device == "cpu" and not packages.get("torch", "+cpu").endswith("+cpu")
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

@@ -225,8 +225,8 @@ def test_weights_that_are_quantized_in_place_are_whole_before(method: str) -> No
 
 @pytest.mark.usefixtures("machine")
 def test_weights_that_are_split_when_training_begins_are_whole_before() -> None:
-    """zero3's; fsdp takes its share of them out of the host's memory."""
-    words = ("model=llama2_70b", "method=lora", "hardware=h100_80gb", "hardware.num_processes=8")
+    """zero3's, where each rank reads all of them; fsdp takes its share of them out of the host's memory."""
+    words = ("model=llama2_70b", "method=lora", "method.dora=true", "hardware=h100_80gb", "hardware.num_processes=8")
     zero3, fsdp = (compiled(*words, f"hardware.strategy={name}", training=False) for name in ("zero3", "fsdp"))
     found, whole = zero3.estimate.memory, 2 * zero3.estimate.parameters.total
     assert found.capacity is not None

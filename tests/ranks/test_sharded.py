@@ -1,6 +1,7 @@
 """Each rank reads its share of the weights: what all hold together is what one process reads, bit for bit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
+from factory.look.machine import look_at_machine
 from factory.plan import to_yaml
 from factory.ranks.fsdp import _on_host
 from factory.ranks.world import World
@@ -120,3 +122,23 @@ def test_an_offloaded_share_lies_in_the_hosts_memory(trained: bool) -> None:
     assert moved.device.type == moved._local_tensor.device.type == "cpu"
     assert moved._spec == share._spec and moved.requires_grad is trained
     assert moved._local_tensor.equal(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("device", "packages", "reason"),
+    [
+        ("cpu", {"transformers": "5.23.0", "torch": "2.13.0+cpu"}, None),
+        ("cpu", {"transformers": "5.22.2", "torch": "2.13.0+cpu"}, "transformers 5.22.2 reads none by a plan"),
+        ("cpu", {"torch": "2.13.0+cu130", "cuda": "13.0"}, "the device that torch is built for"),
+        ("cpu", {"torch": "2.13.0"}, "the device that torch is built for"),  # PyPI's: CUDA's on Linux, MPS on a Mac
+        ("h100_80gb", {"torch": "2.13.0+cu130", "cuda": "13.0"}, None),
+    ],
+)
+def test_libraries_that_would_read_elsewhere_read_the_whole(
+    device: str, packages: dict[str, str], reason: str | None, tiny_model: Path, machine: Callable[..., None]
+) -> None:
+    machine(packages={**look_at_machine().packages, **packages})
+    shape = (f"hardware={device}", "hardware.num_processes=2", "hardware.strategy=fsdp", "precision=fp32")
+    plan = compiled(f"model.path={tiny_model}", "method=lora", *shape, training=False)
+    assert plan.steps.train.ranks.sharded_loading is (reason is None)
+    assert any(str(reason) in note for note in plan.notes) is (reason is not None)
