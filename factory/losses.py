@@ -410,7 +410,7 @@ def _lengths(attention: str, batch: dict[str, Any], ids: Tensor) -> dict[str, An
         return {name: batch[name] for name in FLASH}
     if attention != VARLEN:  # flash attention looks itself
         return {}
-    assert "position_ids" not in batch, "the batch says no lengths of its documents"
+    assert not {"position_ids", STARTS} & batch.keys(), "the batch says no lengths of its documents"
     bounds = torch.arange(len(ids) + 1, dtype=torch.int32, device=ids.device) * ids.shape[1]
     return dict(zip(FLASH, (bounds, ids.shape[1]) * 2, strict=True))
 

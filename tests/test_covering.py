@@ -8,7 +8,7 @@ import covering
 import pytest
 
 ROWS = covering.read()
-ELSEWHERE = {"fp16", "flash_attention_2", "flash_attention_3"}  # on a GPU
+ELSEWHERE = {"fp16", "flash_attention_2", "flash_attention_3", "varlen"}  # on a GPU
 FEW = ROWS[:: len(ROWS) // 40][:40]
 
 

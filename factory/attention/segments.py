@@ -32,6 +32,8 @@ from factory.attention.mask import FOREIGN
 
 def register(name: str) -> None:
     """Make `varlen` or `per_document` a name for `attn_implementation`, in this process."""
+    if name == VARLEN:  # its operation is registered when it is imported, and recomputation must know it before
+        pass
     AttentionInterface.register(name, varlen if name == VARLEN else per_document)
 
 
@@ -122,7 +124,7 @@ def per_document(
     return torch.cat(outputs, dim=1).unflatten(1, (batch, length)).squeeze(0), None
 
 
-@lru_cache(maxsize=64)  # all layers read the same
+@lru_cache(maxsize=8)  # all layers read the same
 def _window(length: int, size: int | None, device: torch.device) -> Tensor | None:
     """Return which keys a query sees of a sequence that is longer than the window; None: all before it."""
     if size is None or length <= size:

@@ -242,13 +242,17 @@ def _gains_by_joining(case: Case) -> bool:
         return False
     if packing(case):
         return isolation(case)
-    by_rows = registry.hook(case.stage_spec, "parts_rows", lambda own: False)
-    return not by_rows(own_keys(case)) and (case.device == "cuda" or _sequences(case) > 1)
+    return not _parts_rows(case) and (case.device == "cuda" or _sequences(case) > 1)
+
+
+def _parts_rows(case: Case) -> bool:
+    """Return whether the stage computes something by a row's own length, as NEFTune's noise."""
+    return registry.hook(case.stage_spec, "parts_rows", lambda own: False)(own_keys(case))
 
 
 def padding_free(case: Case) -> bool:
     """Return whether the rows of a micro-batch stand one after another, so that nothing is padded."""
-    return attention(case)[0] in JOINING and _gains_by_joining(case)
+    return attention(case)[0] in JOINING and _gains_by_joining(case) and not _parts_rows(case)
 
 
 def kernels_named(case: Case) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from factory import registry, schedules
 from factory.ahead import card
-from factory.attention import LENGTHS_ON_DEVICE
+from factory.attention import LENGTHS_ON_DEVICE, VARLEN
 from factory.data import batches, stream
 from factory.execute.context import Run
 from factory.plan import Plan, Train
@@ -51,8 +51,9 @@ def collating(
 
 
 def _takes_bounds(plan: Plan) -> bool:
-    """Whether the attention reads cumulative lengths on the device: code from the hub may not know their names."""
-    return plan.steps.patch.attention in LENGTHS_ON_DEVICE and not plan.steps.load.trust_remote_code
+    """Return whether the attention reads cumulative lengths on the device; code of a model may not know flash's."""
+    attention = plan.steps.patch.attention
+    return attention == VARLEN or (attention in LENGTHS_ON_DEVICE and not plan.steps.load.trust_remote_code)
 
 
 def feed(

@@ -11,7 +11,7 @@ from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.heads import writes
 from factory.steps.feed import autocast, collating
-from factory.steps.kernels import rounded_by_row, without_dropout
+from factory.steps.kernels import rounded_by_row, whole_float32, without_dropout
 from factory.steps.pack import Dataset
 
 _MEAN_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}  # nats that a sequence's mean loss may differ by
@@ -46,7 +46,7 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
 
     collate, alone_in_row = collating(run, dataset, padding_free=plan.pack.padding_free), collating(run, dataset)
     without_dropout(model)
-    with rounded_by_row(model):
+    with rounded_by_row(model), whole_float32():
         packed, whole = slope(collate(samples), 1), _gradient_norm(model)
         apart = sum(slope(alone_in_row([part]), -1) for part in parts)
     left = _gradient_norm(model) / whole if whole else 0.0

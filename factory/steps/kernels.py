@@ -120,6 +120,19 @@ def rounded_by_row(model: Any) -> Iterator[None]:
             state.threshold = threshold
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Compute products of float32 without TF32, whose error can be larger than what a check looks for."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _of_8_bits(model: Any) -> list[Any]:
     """Of bitsandbytes. PEFT's layers beside them have the same name, and no state."""
     return [layer for layer in model.modules() if type(layer).__name__ == "Linear8bitLt" and "state" in vars(layer)]

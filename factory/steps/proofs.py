@@ -28,7 +28,7 @@ from factory.steps import source
 from factory.steps.attach import has_own_base, read_base, starts_from_weights, taking_out
 from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.feed import autocast, feed
-from factory.steps.kernels import multiplying_as_trained, replace_kernels
+from factory.steps.kernels import multiplying_as_trained, replace_kernels, whole_float32
 from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, is_bare_base, kept, keys_of
@@ -458,7 +458,7 @@ def _moved_by_merging(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]
         return given[0] if isinstance(given, tuple) else given
 
     device = next(layer.parameters()).device.type
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False), whole_float32():
         alike = copy.deepcopy(layer).float()  # a copy: layers of VeRA share what would be widened for the next ones
         alone, apart = answer(alike.get_base_layer()), answer(alike)
         try:

@@ -11,7 +11,6 @@ from typing import Any
 
 from factory.estimate.speed import precision
 from factory.execute.context import Run
-from factory.quantizers.cpu import read_blocks_across_rows
 from factory.quantizers.spec import IN_PLACE, reading
 from factory.schema import Quantization
 
@@ -128,7 +127,6 @@ def keep_gradients(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-            read_blocks_across_rows()
 
 
 # --- configurations for transformers

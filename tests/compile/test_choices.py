@@ -169,6 +169,7 @@ H100 = "hardware=h100_80gb"
         ((H100, "model=gpt2_1.5b"), "per_document", True),  # drops out in attention
         ((H100, "model=opt_125m"), "sdpa", False),
         ((H100, "stage.neftune_alpha=5"), "sdpa", False),
+        ((H100, "stage.neftune_alpha=5", "data.packing=true"), "varlen", False),
     ],
 )
 def test_attention_on_a_gpu_builds_no_mask(words: tuple[str, ...], attention: str, free: bool) -> None:

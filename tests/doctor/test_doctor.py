@@ -101,7 +101,7 @@ def _by_name(lines: Any) -> dict[str, doctor.Line]:
 def test_versions_that_are_not_allowed(installed: Callable[..., None]) -> None:
     installed(torch="2.1.0", peft=None)
     lines = _by_name(checks._installation(dict))
-    assert lines["torch"].status == "wrong" and "2.1.0" in lines["torch"].says and ">=2.10" in lines["torch"].fix
+    assert lines["torch"].status == "wrong" and "2.1.0" in lines["torch"].says and ">=2.11" in lines["torch"].fix
     assert lines["peft"].status == "wrong" and "not installed" in lines["peft"].says
     assert lines["numpy"].status == "ok"
 

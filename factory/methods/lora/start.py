@@ -15,7 +15,6 @@ from factory.architecture import Architecture
 from factory.methods.lora.spec import Settings, scaling, targets
 from factory.methods.lora.targets import PREFIX
 from factory.own_base import rest, turned
-from factory.quantizers.cpu import read_blocks_across_rows
 from factory.schema import Quantization
 
 Round = Callable[[Tensor], Tensor]  # what quantizing and dequantizing makes of a weight
@@ -82,7 +81,6 @@ def round_trip(weight: Tensor, quantize: Quantization, dtype: torch.dtype) -> Te
     if quantize.bits == 8:
         rows, largest, _ = functional.int8_vectorwise_quant(held.half())
         return rows.float() * largest[:, None] / 127
-    read_blocks_across_rows()  # no layer is quantized yet, which would have said so
     packed, state = functional.quantize_4bit(
         held, compress_statistics=quantize.double_quantization, quant_type=quantize.type
     )

@@ -1,7 +1,5 @@
 """Adapters that start from the weights: the same model before training, the same one when it is read back."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,22 +133,6 @@ def test_loftq_is_algorithm_1(spread: Path) -> None:
             adapter = u[:, :RANK] * s[:RANK] @ vt[:RANK]
         np.testing.assert_allclose(weight_of(made.model, name).numpy(), base, atol=1e-5)
         np.testing.assert_allclose(start(made, name).numpy(), adapter, atol=1e-4)
-
-
-ROUNDED = """
-import torch
-from factory.methods.lora.start import round_trip
-from factory.schema import Quantization
-weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-made = Quantization(method="bitsandbytes", bits=4, type="nf4", double_quantization=True)
-print(float((round_trip(weight, made, torch.float32) - weight).norm() / weight.norm()))
-"""
-
-
-def test_what_rounding_loses_is_known_before_any_layer_is_quantized() -> None:
-    """In a process of its own, as a run is: a start comes before the quantized layers, whose kernel is mended."""
-    done = subprocess.run([sys.executable, "-c", ROUNDED], capture_output=True, text=True, check=True)
-    assert 0.05 < float(done.stdout) < 0.12  # bitsandbytes' own reads rows of 32 wrongly: 0.2 to 0.4
 
 
 @pytest.mark.parametrize("scale", SCALES)
