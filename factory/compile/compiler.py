@@ -16,7 +16,7 @@ from factory.compile.rule import Case
 from factory.compile.rules import rules_for
 from factory.diff import differences, shown
 from factory.estimate import speed
-from factory.estimate.memory import offloaded
+from factory.estimate.memory import offloaded, on_host
 from factory.estimate.tuned import Tuned
 from factory.facts import DataFacts, Facts, FolderFacts
 from factory.hub import COMMIT
@@ -135,7 +135,10 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         *watching.notes(case),
         *_licences(case),
     ]
-    setting, moved = offloaded(_tuned(case, steps))
+    tuned = _tuned(case, steps)
+    if case.device == "cuda" and settings.hardware.num_processes > 1:
+        notes.append(f"each process holds about {size(on_host(tuned))} at most in the host's memory")
+    setting, moved = offloaded(tuned)
     if moved:
         notes.append(f"{name_of(setting)}: of each process {size(moved)} are in the host's memory")
     if evaluating.nothing_measured(settings) and settings.evaluate.perplexity:

@@ -125,6 +125,16 @@ def offloaded(tuned: Tuned) -> tuple[str, int]:
     return f"stage.optimizer={optimizer}", paged
 
 
+def on_host(tuned: Tuned) -> int:
+    """Return the bytes of the host's memory that a process with a GPU holds at most.
+
+    They are its libraries, what is offloaded, and the weights where they wait there whole to be split.
+    """
+    starts = registry.starts_from_weights(tuned.spec, tuned.method)
+    waits = ranks.reads_on_host(tuned.steps, starts=starts) and not tuned.steps.train.ranks.sharded_loading
+    return _resident(tuned, cuda=True) + max(offloaded(tuned)[1], _weights(tuned)[0] if waits else 0)
+
+
 def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
     train, expanded, everything = tuned.steps.train, tuned.expanded, tuned.everything
     states = _spread(kept.optimizer, everything)
