@@ -91,6 +91,11 @@ class Fsdp(Shared):
         self._split.root.set_is_last_backward(last)
         yield
 
+    @property
+    def leaves_out(self) -> bool:
+        """What is offloaded steps on the CPU, which waits for nothing that a GPU still computes."""
+        return super().leaves_out and not self._plan.ranks.offload
+
     def clip(self) -> Any:
         return _whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit))
 

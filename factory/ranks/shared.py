@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from factory.architecture import Architecture
+from factory.data.batches import Step
 from factory.execute.context import Run
 from factory.stages.loss import Watched, over_ranks
 from factory.steps.engine import Engine
@@ -67,14 +68,12 @@ class Shared(Engine):
     def _penalize(self) -> None:
         """It was added to the last micro-batch's loss, whose gradients are shared."""
 
-    def told(self, loss: Any, watched: Watched) -> tuple[float, dict[str, float]]:
-        summed, whole = over_ranks(self._world, loss.item(), watched)
-        return summed, whole.means()
+    def accumulate(self, step: Step) -> tuple[Any, Watched]:
+        loss, watched = super().accumulate(step)
+        return self._of_all(loss.double()), watched  # as sums of numbers are made
 
-    @property
-    def leaves_out(self) -> bool:
-        """A rank knows its own loss alone, and all must leave out the same."""
-        return False
+    def means(self, watched: Watched) -> dict[str, float]:
+        return over_ranks(self._world, 0.0, watched)[1].means()
 
 
 def about_bytes(trained: dict[str, Any]) -> int:

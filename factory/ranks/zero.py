@@ -72,6 +72,11 @@ class Zero(Shared):
         gradient = safe_get_full_grad(self.trained[name])
         return gradient is not None and bool(gradient.any())
 
+    @property
+    def leaves_out(self) -> bool:
+        """Its engine reads in each step whether the gradients are finite, and takes no other word for it."""
+        return False
+
     def apply(self, unless: Any = None) -> None:
         assert unless is None, "DeepSpeed decides by itself"
         self._engine.step()

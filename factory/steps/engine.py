@@ -43,7 +43,7 @@ def reaching(value: Any, parameters: Iterable[Any]) -> Any:
 class Engine:
     """Of one process. An update is `begin`, `accumulate`, `clip` and `apply` (or `drop`), in this order.
 
-    None of these reads what it computes, so that a GPU is asked for more than it has done; `told` does. `trained` are
+    None of these reads what it computes, so that a GPU is asked for more than it has done; `means` does. `trained` are
     the tensors that require a gradient, by name; `beside_text` the names of those that no text alone reaches.
     """
 
@@ -99,9 +99,9 @@ class Engine:
             group["lr"] = rate * group.get("lr_ratio", 1.0)
 
     def accumulate(self, step: batches.Step) -> tuple[Any, Watched]:
-        """Gradients of the mean loss over the units of all micro-batches; returns this rank's part, as `told` reads it.
+        """Gradients of the mean loss over the units of all micro-batches; returns that mean, a tensor of one number.
 
-        That is a tensor of one number, and what is watched.
+        And what this rank has watched, as `means` reads it.
         """
         import torch
 
@@ -160,9 +160,9 @@ class Engine:
         if (penalty := self._penalty()) is not None:
             self._scaler.scale(penalty).backward()
 
-    def told(self, loss: Any, watched: Watched) -> tuple[float, dict[str, float]]:
-        """What `accumulate` gave, as numbers, of all ranks together."""
-        return loss.item(), watched.means()
+    def means(self, watched: Watched) -> dict[str, float]:
+        """Return the means of what `accumulate` has watched, of all ranks together."""
+        return watched.means()
 
     def clip(self) -> Any:
         """The norm of all gradients together, before they are clipped to the plan's: a tensor of one number."""

@@ -95,10 +95,13 @@ class Loop:
 
 
 class Numbers(NamedTuple):
-    """Of a step's updates: means of losses and of what is watched, the last norm. No loss where none is finite."""
+    """Of a step's updates: means of losses and of what is watched, the last norm. No loss where none is finite.
+
+    `watched` tells its means when it is called, which all ranks do together.
+    """
 
     loss: float | None
-    watched: dict[str, float]
+    watched: Callable[[], dict[str, float]]
     norm: float
 
 
@@ -164,10 +167,10 @@ def _next(loop: Loop, source: Iterator[Turn], began: int) -> Turn:
     try:
         return next(source)
     except (Interrupted, UserError):
-        if loop.state.step > began:
+        if loop.state.step > began and loop.run.world.size == 1:  # others do not know of it
             checkpoint.set_random_state(kept)
             loop.tell()
-            _save_alone(loop)
+            _save(loop)
         raise
 
 
@@ -237,7 +240,7 @@ def _tell(loop: Loop, numbers: Callable[[], Numbers], rate: float, *, shown: boo
         state.first_loss, state.seconds_to_first_step = loss, age_of_command()
     if not shown:
         return
-    line = _line(loop, {"loss": loss, **watched}, rate, norm)
+    line = _line(loop, {"loss": loss, **watched()}, rate, norm)
     loop.logged = (state.seconds, state.tokens)
     if held:
         state.line = line
@@ -324,24 +327,32 @@ def _asked(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Number
 
     def read() -> Numbers:
         there()
-        (mean, means), largest = engine.told(loss, watched), norm.item()
+        mean, largest = loss.item(), norm.item()
         to_be_skipped(run, state.losses, loop.dataset, step, update, mean, largest, fp16=False)
-        finite = {name: value for name, value in means.items() if isfinite(value)}
-        return Numbers(mean if isfinite(mean) else None, {**finite, **turn.watched}, largest)
+        return Numbers(mean if isfinite(mean) else None, partial(_means, engine, [watched], turn), largest)
 
     return read
+
+
+def _means(engine: Engine, watched: list[Watched], turn: Turn) -> dict[str, float]:
+    """Return the means over a step's updates of what was watched in each, without those that are not finite."""
+    means = Watched()
+    for each in watched:
+        means.add({name: (value, 1) for name, value in engine.means(each).items() if isfinite(value)})
+    return {**means.means(), **turn.watched}
 
 
 def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Numbers]:
     """The optimizer updates of a step, most often one, each made when it is known to be a good one."""
     loop.tell()
     engine, state, step = loop.engine, loop.state, loop.state.step + 1
-    losses, means, norm = list[float](), Watched(), 0.0
+    losses, watched, norm = list[float](), list[Watched](), 0.0
     for number, update in enumerate(turn.updates, start=1):
         engine.begin(state.step, loop.total, rate)
-        (loss, watched), norm = engine.told(*engine.accumulate(update)), engine.clip().item()
+        made, found = engine.accumulate(update)
+        loss, norm = made.item(), engine.clip().item()
         losses += [loss] if isfinite(loss) else []
-        means.add({name: (value, 1) for name, value in watched.items() if isfinite(value)})
+        watched.append(found)
         if to_be_skipped(run, state.losses, loop.dataset, step, update, loss, norm, fp16=engine.skips_overflows):
             engine.drop()
             continue
@@ -350,8 +361,8 @@ def _updates(run: Run, loop: Loop, turn: Turn, rate: float) -> Callable[[], Numb
             last = step == loop.total and number == len(turn.updates)
             state.alive.look(run, engine, update=update, last=last)
         engine.apply()
-    found = Numbers(sum(losses) / len(losses) if losses else None, {**means.means(), **turn.watched}, norm)
-    return lambda: found
+    numbers = Numbers(sum(losses) / len(losses) if losses else None, partial(_means, engine, watched, turn), norm)
+    return lambda: numbers
 
 
 def _line(loop: Loop, watched: Mapping[str, float | None], rate: float, norm: float) -> dict[str, Any]:

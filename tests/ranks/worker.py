@@ -1,16 +1,22 @@
 """One rank of several: executes the plans of a list, one after the other, in one process.
 
-`torchrun … worker.py JOBS.json`; JOBS.json is a list of {folder, stop_at, resume}: the folder has plan.yaml, rank
-`stop_rank` is asked to stop in step `stop_at` (from 1), `resume` goes on from the newest checkpoint. Rank 0 writes
-folder/result.json, with the types that linear layers compute in: `dtypes`, in training and in evaluation.
+`torchrun … worker.py JOBS.json`; JOBS.json is a list of {folder, stop_at, resume, late, bad}: the folder has plan.yaml,
+rank `stop_rank` is asked to stop in step `stop_at` (from 1), `resume` goes on from the newest checkpoint, `late` is as
+on a GPU, and in step `bad` rank 1 has a loss without end, whose gradients are finite. Rank 0 writes folder/result.json,
+with the types that linear layers compute in, in training and in evaluation (`dtypes`), and of each step that was asked
+for late what was read before it was whole (`seen`).
 """
 
 import json
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from reads import Reads
 
 from factory.execute.context import Interrupted, Run
 from factory.execute.executor import walk
@@ -18,8 +24,9 @@ from factory.plan import read_plan
 from factory.ranks.world import World, from_environment
 from factory.run.folder import RunFolder
 from factory.steps import train
+from factory.steps.engine import Engine
 
-_UPDATES = train._updates
+_ASKED, _UPDATES, _RUNS_AHEAD, _TERMS = train._asked, train._updates, train.runs_ahead, Engine._terms
 _DTYPES: dict[str, set[str]] = {"training": set(), "evaluation": set()}
 
 
@@ -33,15 +40,34 @@ def work(job: dict[str, Any], world: World) -> None:
     start = folder.checkpoint() if job.get("resume") else None
     world.wait()
     run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=start, world=world)
+    step, seen = 0, list[list[str]]()
+
+    def begins(loop: train.Loop) -> None:
+        nonlocal step
+        step = loop.state.step + 1
+        if step == job.get("stop_at") and world.rank == job.get("stop_rank", 0):
+            run.stopping = True
 
     def updates(run: Run, loop: train.Loop, *values: Any) -> Any:
-        if loop.state.step + 1 == job.get("stop_at") and world.rank == job.get("stop_rank", 0):
-            run.stopping = True
+        begins(loop)
         return _UPDATES(run, loop, *values)
 
-    train._updates = updates
-    for seen in _DTYPES.values():
-        seen.clear()
+    def asked(run: Run, loop: train.Loop, *values: Any) -> Any:
+        begins(loop)
+        reads = Reads()
+        with reads:
+            read = _ASKED(run, loop, *values)
+        seen.append(reads.seen)
+        return read
+
+    def terms(engine: Engine, batch: dict[str, Any]) -> Any:
+        total, metrics = _TERMS(engine, batch)
+        return total + (inf if step == job.get("bad") and world.rank == 1 else 0), metrics
+
+    train._updates, train._asked, Engine._terms = updates, asked, terms
+    train.runs_ahead = (lambda _: True) if job.get("late") else _RUNS_AHEAD
+    for kinds in _DTYPES.values():
+        kinds.clear()
     # as on a GPU, where DeepSpeed's engine sees the autocast around it: it asks for CUDA's only
     torch.set_autocast_enabled("cuda", run.plan.steps.train.autocast is not None)
     result: dict[str, Any] = {}
@@ -51,7 +77,7 @@ def work(job: dict[str, Any], world: World) -> None:
         status = "interrupted"
     if world.leads:
         found = {"status": status, **result, "checks": run.checks, "memory": run.memory_by_step}
-        found["dtypes"] = {name: sorted(seen) for name, seen in _DTYPES.items()}
+        found |= {"dtypes": {name: sorted(kinds) for name, kinds in _DTYPES.items()}, "seen": seen}
         (folder.path / "result.json").write_text(json.dumps(found))
 
 
