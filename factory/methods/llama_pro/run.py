@@ -35,7 +35,9 @@ def _identity(layer: Any) -> Any:
     """A copy that adds nothing to the residual stream."""
     import torch
 
-    new = deepcopy(layer)
+    # one config for all layers: what is set in it later, as the kernel of attention, is theirs too
+    configs = (module.config for module in layer.modules() if hasattr(module, "config"))
+    new = deepcopy(layer, {id(config): config for config in configs})
     with torch.no_grad():
         for name, parameter in new.named_parameters():
             if is_residual(name):

@@ -104,6 +104,8 @@ def test_the_expanded_architecture_is_the_models(tiny_model: Path) -> None:
     arch, settings = walk(model), SimpleNamespace(num_new_layers=1)
     model = attach(model, settings, Any, arch)  # type: ignore[arg-type]
     assert dict(walk(model).tensors()) == dict(expanded(settings, arch).tensors())  # type: ignore[arg-type]
+    # a kernel of attention that is set later is that of the new layers too
+    assert all(layer.self_attn.config is model.config for layer in model.model.layers)
 
 
 def test_what_is_said_of_each_layer_is_said_of_the_new_ones() -> None:
