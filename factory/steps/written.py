@@ -70,10 +70,12 @@ def as_hf(
     _cast_all(model, dtype)
     aside.mkdir(parents=True)
     if plan.quantization in spec.CALIBRATED:
+        from factory.attention.segments import with_masks
         from factory.export import calibrated
 
         steps = run.plan.steps
-        calibrated.write(plan, model, tokenizer, aside, steps.load.device, steps.patch.reach)
+        with with_masks(model):
+            calibrated.write(plan, model, tokenizer, aside, steps.load.device, steps.patch.reach)
         ours = None
     else:
         if plan.quantization is not None:
@@ -110,7 +112,9 @@ def _outputs(run: Run, model: Any, ids: list[int]) -> list[float]:
         return token_losses(run, model, ids, mixed=False)
     import torch
 
-    with torch.no_grad():
+    from factory.attention.segments import with_masks
+
+    with torch.no_grad(), with_masks(model):
         given = model.eval()(input_ids=torch.tensor([ids], device=run.plan.steps.load.device))
     return given.logits[0].float().tolist()
 

@@ -84,7 +84,7 @@ def test_the_text_is_as_long_as_the_model_reads(
 
     class Rounding:
         def __init__(self, model: Any, tokenizer: Any, **named: Any):
-            asked.update(named)
+            asked.update(named, attention=model.config._attn_implementation)
 
         def quantize_and_save(self, folder: str, **named: Any) -> None:
             (Path(folder) / "config.json").write_text("{}")
@@ -101,6 +101,7 @@ def test_the_text_is_as_long_as_the_model_reads(
     words += ["export.quantization=gptq", "export.calibration=text.txt"]
     exported(f"model.path={model}", *words, "export.dir=out")
     assert asked["seqlen"] == length
+    assert asked["attention"] == {"llama": "sdpa", "bloom": "eager"}[kind]  # its rows say no lengths
 
 
 def test_a_plan_knows_the_text_by_its_content(machine: Callable[..., None], tiny_model: Path, here: Path) -> None:
