@@ -42,8 +42,11 @@ def losses(model: Any, ids: list[int]) -> Any:
     """(length - 1,) nats of each token but the first."""
     import torch
 
+    from factory.attention.segments import with_masks
+    from factory.logits import text_model
+
     tokens = torch.tensor([ids])
-    with torch.no_grad():
+    with torch.no_grad(), with_masks(text_model(model)):
         logits = model.eval()(input_ids=tokens).logits[0, :-1].float()
     return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
 

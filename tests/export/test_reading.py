@@ -9,7 +9,9 @@ import pytest
 import torch
 from exporting import SHORT, exported
 
+from factory.attention.segments import with_masks
 from factory.execute.report import write_report
+from factory.logits import text_model
 from factory.stages.rm.run import scores
 
 LONG = 300  # tokens: beyond the model's own positions
@@ -30,7 +32,7 @@ def test_its_lines_read_the_trained_model(case: str, execute: Callable[..., Any]
     known: dict[str, Any] = {"ids": ids}
     for folder in ("run/model", "out"):
         (code,) = re.findall(r"```python\n(.*?)```", Path(folder, "README.md").read_text(), re.DOTALL)
-        with torch.no_grad():
+        with torch.no_grad(), with_masks(text_model(done.model)):
             exec(code.replace("THIS_FOLDER", folder).replace("THE_BASE", str(tiny_model)), known)
             theirs, ours = (
                 model.eval()(input_ids=ids, use_cache=False).logits for model in (known["model"], done.model)

@@ -15,9 +15,11 @@ from exporting import SHORT, exported, files, losses, planned
 from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
+from factory.attention.segments import with_masks
 from factory.data.dataset import IGNORED
 from factory.execute.report import as_json, write_report
 from factory.export import card
+from factory.logits import text_model
 from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.next_commands import next_commands
@@ -80,7 +82,7 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
     found = json.loads((here / "found.json").read_text())
     ids, own = found.pop("ids")
     assert ids == own
-    with torch.no_grad():
+    with torch.no_grad(), with_masks(text_model(done.model)):
         wanted = done.model.eval()(input_ids=torch.tensor([ids])).logits[0].float()
     base = torch.tensor(found["hf"][0])
     assert (wanted - base).abs().max() < 1e-4
@@ -142,14 +144,13 @@ def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> Non
     from transformers import AutoModelForSequenceClassification
 
     from factory import heads
-    from factory.logits import text_model
 
     done = execute("method=lora", "method.rank=4", "stage=rm", *SHORT[:-1], "data.max_samples=16")
     told = exported("run=run", "export.dir=out")
     assert told["checks"]["written"]["passed"]
     ids = torch.tensor([done.dataset.first.ids[:40]])
     read = AutoModelForSequenceClassification.from_pretrained("out").eval()
-    with torch.no_grad():
+    with torch.no_grad(), with_masks(text_model(done.model)):
         hidden = text_model(done.model).base_model(input_ids=ids).last_hidden_state
         wanted = heads.apply(done.model, "score_head.weight", hidden[0, -1])
         assert torch.allclose(read(input_ids=ids).logits[0], wanted, atol=1e-4)

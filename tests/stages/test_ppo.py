@@ -184,7 +184,7 @@ def test_the_gradient_is_that_of_the_losses(
                 model.get_parameter(name).copy_(value + far * gradient[name])
             own = done.run.plan.steps.train.own
             wide = [
-                {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+                {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
                 for batch in updates[1].batches
             ]
             return float(sum(ppo.loss(model, batch, own).total for batch in wide)) / updates[1].trained

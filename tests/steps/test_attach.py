@@ -61,31 +61,34 @@ def test_a_head_that_is_tied_and_another_tensor_is_refused(tied: bool, here: Pat
 
 
 @pytest.mark.parametrize(
-    ("strategy", "more", "card"),
+    ("strategy", "more", "where"),
     [
-        ("fsdp", "precision=pure_bf16", False),
-        ("fsdp", "method.quantization.bits=4", True),
-        ("fsdp", "method.initialization=pissa", True),
-        ("zero3", "precision=pure_bf16", True),
-        ("ddp", "precision=pure_bf16", True),
+        ("fsdp", "precision=pure_bf16", "shares"),
+        ("fsdp", "method.dora=true", "host"),
+        ("fsdp", "method.quantization.bits=4", "card"),
+        ("fsdp", "method.initialization=pissa", "card"),
+        ("zero3", "precision=pure_bf16", "shares"),
+        ("zero3", "method.dora=true", "card"),
+        ("ddp", "precision=pure_bf16", "card"),
     ],
 )
-def test_what_fsdp_splits_is_read_into_the_hosts_memory(
-    strategy: str, more: str, card: bool, tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_split_is_read_in_shares_or_into_the_hosts_memory(
+    strategy: str, more: str, where: str, tiny_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a GPU, which would hold it whole; there it is quantized, and an adapter's start taken out of it."""
+    """A GPU would hold it whole: it does where it is quantized there, or an adapter's start taken out of it."""
     ranks = ("hardware=h100_80gb", "hardware.num_processes=2", f"hardware.strategy={strategy}")
     plan = compiled(f"model.path={tiny_model}", "method=lora", *ranks, more, training=False)
-    places: list[Any] = []
+    given: dict[str, Any] = {}
 
-    def read(*_: Any, device_map: Any, **__: Any) -> Any:
-        places.append(device_map)
+    def read(*_: Any, **named: Any) -> Any:
+        given.update(named)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(attach, "card", lambda device: f"{device}:1")
     monkeypatch.setattr(attach, "model_class", lambda _config: SimpleNamespace(from_pretrained=read))
     with pytest.raises(KeyboardInterrupt):
         attach.read_weights(Run(plan, RunFolder(here), None), None, None)
-    assert places == [{"": "cuda:1"} if card else None]
-    read_whole = "reading" in plan.estimate.memory.instants
-    assert read_whole == (card and strategy != "ddp")
+    assert given["device_map"] == ({"": "cuda:1"} if where == "card" else None)
+    split = getattr(given.get("distributed_config"), "fsdp_size", None)
+    assert split == (2 if where == "shares" else None)
+    assert ("reading" in plan.estimate.memory.instants) == (where != "host" and strategy != "ddp")

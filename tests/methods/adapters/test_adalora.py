@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from built import IDS, QUANTIZED, built, saved_pruned
-from conftest import compiled, refusals
+from conftest import AS_TRANSFORMERS, compiled, refusals
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +34,7 @@ PLAIN = (
     "stage.max_grad_norm=null",
     "precision=fp32",
     "evaluate.perplexity=false",
+    *AS_TRANSFORMERS,
 )
 FIRST, LAST = 2, 14  # of 20 steps a tenth before, three tenths after
 
