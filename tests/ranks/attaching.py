@@ -1,12 +1,7 @@
-"""One rank of several, or one process: reads and attaches the model of each plan, and trains nothing.
-
-`torchrun … attaching.py FOLDER …`: each folder has plan.yaml. Rank 0 writes weights.safetensors there, the model made
-whole again, and every rank bytes-N.json: what it held of the weights, and by how much its memory grew.
-"""
+"""Reads and attaches the model of a plan, as one rank of several or one process, and trains nothing."""
 
 import gc
 import json
-import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -14,7 +9,7 @@ from safetensors.torch import save_file
 from factory.execute import memory
 from factory.execute.context import Run
 from factory.plan import read_plan
-from factory.ranks.world import World, from_environment
+from factory.ranks.world import World
 from factory.run.folder import RunFolder
 from factory.steps.attach import attach
 from factory.steps.load import load
@@ -22,10 +17,15 @@ from factory.steps.patch import patch
 from factory.steps.quantize import quantize
 
 
-def attached(folder: Path, world: World) -> None:
+def attached(folder: Path, world: World, *, whole: bool = True) -> None:
+    """Execute folder/plan.yaml so far. Every rank writes bytes-N.json, rank 0 weights.safetensors where it is `whole`.
+
+    That is what it holds of the weights, and by how much its memory grew; and the model made whole again.
+    """
     run = Run(plan=read_plan(folder / "plan.yaml"), folder=RunFolder(folder), resume_from=None, world=world)
     patched, quantization = patch(run, load(run)["config"])["patched"], quantize(run)["quantization"]
     gc.collect()
+    memory.give_back()
     memory.reset_peak("cpu")
     before = memory.current("cpu")
     model = attach(run, patched, quantization)["model"]
@@ -34,22 +34,12 @@ def attached(folder: Path, world: World) -> None:
     parts = [getattr(each, "ds_tensor", getattr(each, "_local_tensor", each)) for each in model.parameters()]
     held = sum(part.numel() * part.element_size() for part in parts)
     (folder / f"bytes-{world.rank}.json").write_text(json.dumps({"held": held, "grown": grown}))
+    if not whole:
+        return
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     with run.way.whole(model, names):
         if world.leads:
-            whole = {name: value.detach().clone() for name, value in model.named_parameters(remove_duplicate=False)}
+            found = {name: value.detach().clone() for name, value in model.named_parameters(remove_duplicate=False)}
             buffers = {name: value.clone() for name, value in model.named_buffers()}
-            save_file(whole | buffers, folder / "weights.safetensors")
+            save_file(found | buffers, folder / "weights.safetensors")
     world.wait()
-
-
-def main(folders: list[str]) -> None:
-    world = from_environment()
-    world.join("cpu", read_plan(Path(folders[0]) / "plan.yaml").steps.train.ranks)
-    for folder in folders:
-        attached(Path(folder), world)
-    world.leave()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

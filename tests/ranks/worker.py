@@ -4,7 +4,7 @@
 rank `stop_rank` is asked to stop in step `stop_at` (from 1), `resume` goes on from the newest checkpoint, `late` is as
 on a GPU, and in step `bad` rank 1 has a loss without end, whose gradients are finite. Rank 0 writes folder/result.json,
 with the types that linear layers compute in, in training and in evaluation (`dtypes`), and of each step that was asked
-for late what was read before it was whole (`seen`).
+for late what was read before it was whole (`seen`). A job with `attach`, its model whole or not, trains nothing.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attaching import attached
 
 sys.path.append(str(Path(__file__).parents[1]))
 from reads import Reads
@@ -36,6 +37,10 @@ def observe(module: torch.nn.Module, _given: Any, made: Any) -> None:
 
 
 def work(job: dict[str, Any], world: World) -> None:
+    if "attach" in job:
+        attached(Path(job["folder"]), world, whole=job["attach"])
+        world.wait()
+        return
     folder = RunFolder(job["folder"])
     start = folder.checkpoint() if job.get("resume") else None
     world.wait()
@@ -60,8 +65,8 @@ def work(job: dict[str, Any], world: World) -> None:
         seen.append(reads.seen)
         return read
 
-    def terms(engine: Engine, batch: dict[str, Any]) -> Any:
-        total, metrics = _TERMS(engine, batch)
+    def terms(self: Engine, batch: dict[str, Any]) -> Any:
+        total, metrics = _TERMS(self, batch)
         return total + (inf if step == job.get("bad") and world.rank == 1 else 0), metrics
 
     train._updates, train._asked, Engine._terms = updates, asked, terms
