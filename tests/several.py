@@ -86,15 +86,9 @@ def together(where: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> None:
     file = where / "jobs.json"
     told = [{**job, "folder": str(where / job["folder"]), "plan": None} for job in jobs]
     file.write_text(json.dumps(told))
-    launched(ranks, WORKER, str(file))
-
-
-def launched(ranks: int, script: Path, *arguments: str) -> None:
-    """Run a script as so many ranks, to their end."""
     root = str(Path(__file__).parents[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
-        [*command, str(script), *arguments],
+        [sys.executable, WORKER, str(file), str(ranks)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
-"""One rank of several: executes the plans of a list, one after the other, in one process.
+"""Several ranks, of which each executes the plans of a list, one after the other, in one process.
 
-`torchrun … worker.py JOBS.json`; JOBS.json is a list of {folder, stop_at, resume, late, bad}: the folder has plan.yaml,
+`worker.py JOBS.json RANKS`; JOBS.json is a list of {folder, stop_at, resume, late, bad}: the folder has plan.yaml,
 rank `stop_rank` is asked to stop in step `stop_at` (from 1), `resume` goes on from the newest checkpoint, `late` is as
 on a GPU, and in step `bad` rank 1 has a loss without end, whose gradients are finite. Rank 0 writes folder/result.json,
 with the types that linear layers compute in, in training and in evaluation (`dtypes`), and of each step that was asked
@@ -8,8 +8,13 @@ for late what was read before it was whole (`seen`). A job with `attach`, its mo
 """
 
 import json
+import os
+import socket
 import sys
+from contextlib import suppress
+from importlib import import_module
 from math import inf
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,15 @@ from factory.steps import train
 from factory.steps.engine import Engine
 
 _ASKED, _UPDATES, _RUNS_AHEAD, _TERMS = train._asked, train._updates, train.runs_ahead, Engine._terms
+_IMPORTED = (
+    "bitsandbytes",
+    "deepspeed",
+    "peft",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "transformers.modeling_utils",
+)
+_PATIENCE = 500  # seconds
 _DTYPES: dict[str, set[str]] = {"training": set(), "evaluation": set()}
 
 
@@ -95,5 +109,24 @@ def main(jobs: list[dict[str, Any]]) -> None:
     world.leave()
 
 
+def start(jobs: list[dict[str, Any]], ranks: int) -> int:
+    """Fork a process for each rank, as a launcher would start it, after what all of them import: half their time."""
+    for name in _IMPORTED:
+        with suppress(ImportError):
+            import_module(name)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    os.environ.update(WORLD_SIZE=str(ranks), MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    started = list[Any]()
+    for rank in range(ranks):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        started.append(get_context("fork").Process(target=main, args=(jobs,), daemon=True))
+        started[-1].start()
+    for each in started:
+        each.join(_PATIENCE)
+    return int(any(each.exitcode != 0 for each in started))
+
+
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    sys.exit(start(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])))
