@@ -17,6 +17,7 @@ from factory.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
 
 WORKER = Path(__file__).parent / "ranks" / "worker.py"
+PRINTED = "printed.txt"
 MICRO_BATCHES = 4  # of a step, on all ranks together
 # 26 rows of 29 are trained: the epoch's last step has one micro-batch of 2, which one of two ranks has alone
 SAME = (
@@ -77,7 +78,7 @@ def alone(folder: Path, plan: Plan, resume: bool = False) -> Left:
     return Left(folder)
 
 
-def together(where: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> None:
+def begun(where: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> subprocess.Popen[bytes]:
     """The jobs' plans, by as many ranks, which are started once. `plan` is the job's, `folder` a name in `where`."""
     for job in jobs:
         folder = where / job["folder"]
@@ -86,12 +87,15 @@ def together(where: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> None:
     file = where / "jobs.json"
     told = [{**job, "folder": str(where / job["folder"]), "plan": None} for job in jobs]
     file.write_text(json.dumps(told))
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, WORKER, str(file), str(ranks)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with (where / PRINTED).open("wb") as printed:
+        command = [sys.executable, WORKER, str(file), str(ranks)]
+        return subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+
+
+def ended(ranks: subprocess.Popen[bytes], where: Path) -> None:
+    assert ranks.wait(550) == 0, (where / PRINTED).read_text()[-5000:]
+
+
+def together(where: Path, jobs: list[dict[str, Any]]) -> None:
+    ended(begun(where, jobs), where)

@@ -6,9 +6,11 @@ here they do in one start, as to start them takes longer than most of it.
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +19,7 @@ import tiny
 import torch
 from attaching import attached
 from safetensors.torch import load_file
-from several import MICRO_BATCHES, STEPS, Left, alone, planned, together
+from several import MICRO_BATCHES, STEPS, Left, alone, begun, ended, planned
 
 from factory.plan import to_yaml
 from factory.ranks.world import World
@@ -139,18 +141,28 @@ def jobs(wanted: list[dict[str, str]], models: dict[str, Path]) -> list[dict[str
 
 
 @pytest.fixture(scope="module")
-def one(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> dict[str, Left]:
+def two(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Popen[bytes]]:
+    """The processes that make every run of two, while this one makes those of one."""
+    plan = planned("fsdp", 2, f"model.path={models['']}", *RUNS["sft"])
+    cut = {"folder": "fsdp-to-one", "plan": plan, "stop_at": CUT}
+    with begun(where, [*jobs(asked(request), models), cut]) as ranks:
+        yield ranks
+        ranks.terminate()
+
+
+@pytest.fixture(scope="module")
+def one(where: Path, models: dict[str, Path], request: pytest.FixtureRequest, two: Popen[bytes]) -> dict[str, Left]:
     """Each run by one process."""
+    assert two.pid
     names = {"sft", *(each["name"] for each in asked(request) if "name" in each)}
     return {name: alone(where / name, planned("none", 1, *overrides(name, models))) for name in sorted(names)}
 
 
 @pytest.fixture(scope="module")
-def both(where: Path, models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
+def both(where: Path, one: dict[str, Left], two: Popen[bytes]) -> Path:
     """The folder with every run of two processes, all made by the same two."""
-    plan = planned("fsdp", 2, f"model.path={models['']}", *RUNS["sft"])
-    cut = {"folder": "fsdp-to-one", "plan": plan, "stop_at": CUT}
-    together(where, [*jobs(asked(request), models), cut])
+    assert one
+    ended(two, where)
     return where
 
 

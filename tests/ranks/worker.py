@@ -7,6 +7,7 @@ with the types that linear layers compute in, in training and in evaluation (`dt
 for late what was read before it was whole (`seen`). A job with `attach`, its model whole or not, trains nothing.
 """
 
+import gc
 import json
 import os
 import socket
@@ -114,6 +115,7 @@ def start(jobs: list[dict[str, Any]], ranks: int) -> int:
     for name in _IMPORTED:
         with suppress(ImportError):
             import_module(name)
+    gc.freeze()  # else each rank would look through all of that again whenever it collects
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
