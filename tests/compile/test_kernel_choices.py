@@ -96,7 +96,7 @@ def test_the_table_is_the_librarys() -> None:
         files = metadata.files("liger-kernel") or []
     except metadata.PackageNotFoundError:
         pytest.skip("liger-kernel is not installed")
-    source = next(file for file in files if file.name == "monkey_patch.py").read_text()
+    source = next(file for file in files if file.match("liger_kernel/transformers/monkey_patch.py")).read_text()
     functions = {each.name: each for each in ast.parse(source).body if isinstance(each, ast.FunctionDef)}
     for kind in LIGER:
         taken = functions[f"apply_liger_kernel_to_{kind}"].args
