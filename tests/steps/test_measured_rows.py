@@ -1,6 +1,7 @@
 """evaluate.rows=train: the perplexity of what trains, each row once, as the model itself gives it in float64."""
 
 import json
+import threading
 from collections.abc import Callable
 from itertools import groupby
 from math import exp
@@ -93,3 +94,19 @@ def test_a_set_is_measured_whole_though_nothing_is_left_to_train_on(
         {"count": 4, "set": None},
         {"count": 2, "set": None},
     )
+
+
+def test_held_out_batches_are_made_in_another_thread(
+    execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the device computes one, the next is made: the thread that asks for work makes none."""
+    made, collate = list[threading.Thread](), batches.collate
+
+    def noted(*given: Any, **named: Any) -> Any:
+        made.append(threading.current_thread())
+        return collate(*given, **named)
+
+    monkeypatch.setattr(batches, "collate", noted)
+    done = execute("stage.max_steps=1", "data.packing=false", "checks=none")
+    assert done.result["evaluate"]["perplexity"] > 1
+    assert made and threading.main_thread() not in made
