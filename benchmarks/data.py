@@ -78,7 +78,7 @@ def prepare(path: Path, model: Path, *, packing: bool) -> dict[str, Any]:
     from factory.data.dataset import dataset
     from factory.data.encoding import spec_of
     from factory.data.prepare import store
-    from factory.plan import Align, Pack, PlannedSource
+    from factory.plan.plan import Align, Pack, PlannedSource
 
     store.schema()  # imports pyarrow, which the peer has before its clock starts, too
     pack = Pack(

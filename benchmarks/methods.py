@@ -31,7 +31,7 @@ from typing import Any
 
 from memory import random_model
 
-from factory import registry
+from factory.config import registry
 
 # what to set; {rank} is an eighth of the model's width
 METHODS = {

@@ -42,7 +42,7 @@ from embedded import embedded_model
 
 import factory
 from factory import cache
-from factory.look import cpu
+from factory.plan.inspect import cpu
 
 DEMO = Path(factory.__file__).parent / "demo"
 PACKAGES = ("llamafactory==0.9.5", "gguf", "bitsandbytes", "galore-torch")

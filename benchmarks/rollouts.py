@@ -16,7 +16,7 @@ import torch
 from embedded import embedded_model
 
 import factory
-from factory.look import cpu
+from factory.plan.inspect import cpu
 from factory.rollouts.sample import Sampling, sample
 
 

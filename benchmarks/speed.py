@@ -22,7 +22,7 @@ from typing import Any
 from memory import Case, read, words
 
 from factory.estimate import speed
-from factory.facts import Measured
+from factory.plan.facts import Measured
 from factory.run import calibration
 
 STEPS = 5

@@ -22,7 +22,7 @@ from rich.table import Table
 from factory.compare.columns import PEAK, PERPLEXITY, columns
 from factory.compare.found import of_folder
 from factory.compare.runs import Run
-from factory.look import cpu
+from factory.plan.inspect import cpu
 
 PAPER = Path(__file__).with_name("paper_table4.yaml")
 SMALL = ("data=demo", "hardware=cpu", "stage.learning_rate=1e-4", "stage.logging_steps=1", "tracking=none")

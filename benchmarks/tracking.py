@@ -24,9 +24,9 @@ from dataclasses import replace
 
 import psutil
 
-from factory import compose
-from factory.anew import compiled
-from factory.plan import Plan, to_yaml
+from factory.config import compose
+from factory.plan.anew import compiled
+from factory.plan.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
 from factory.tracking import tracker as tracking
 from factory.tracking.ledger import counts, of

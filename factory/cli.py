@@ -11,15 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from factory import __version__, compose, schema
-from factory.anew import compiled as _compiled
+from factory import __version__
+from factory.config import compose, schema
+from factory.config.line import group_of, name_of
+from factory.config.meant import not_a_setting, setting_meant
+from factory.config.redact import redacting
+from factory.config.refusal import Refusal, UserError, did_you_mean, refuse
+from factory.config.typed import Reader, known_keys
 from factory.execute.__main__ import INTERRUPTED, REFUSED
-from factory.line import group_of, name_of
-from factory.meant import not_a_setting, setting_meant
 from factory.outlet import Unread, outlets
-from factory.redact import redacting
-from factory.refusal import Refusal, UserError, did_you_mean, refuse
-from factory.typed import Reader, known_keys
+from factory.plan.anew import compiled as _compiled
 from factory.verbs import composed as composed_of
 from factory.verbs import our_mistake, parsed, plan, settings_of, train, use
 
@@ -148,7 +149,7 @@ def explain(arguments: list[str]) -> int:
 
 def models(arguments: list[str]) -> int:
     """the options of `model`, filtered by words: models llama apache; models vision; models.format=json"""
-    from factory.models import as_json, rows, table
+    from factory.config.models import as_json, rows, table
 
     line = compose.parse(arguments, takes_words=True)
     asked = line.overrides[-1].partition("=")[2] if line.overrides else "text"
@@ -175,8 +176,8 @@ def doctor(arguments: list[str]) -> int:
 
 def import_config(arguments: list[str]) -> int:
     """a config of LLaMA-Factory (FILE.yaml) as a command line of this one, with what has no equal, and why"""
-    from factory.imported import llamafactory
-    from factory.imported.said import as_script
+    from factory.config.imported import llamafactory
+    from factory.config.imported.said import as_script
 
     if len(arguments) != 1:
         raise refuse("import-what", " ".join(arguments) or "(nothing)", "one file is needed")

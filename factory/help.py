@@ -6,12 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from factory import compose, groups, registry, templates
-from factory.diff import flat, shown
-from factory.parsed import yaml_of
-from factory.refusal import catalogue, did_you_mean, refuse
-from factory.settings import GROUPS, NAMED, all_keys, having
-from factory.typed import Key, describe, plain, walk_keys
+from factory import templates
+from factory.config import compose, groups, registry
+from factory.config.parsed import yaml_of
+from factory.config.refusal import catalogue, did_you_mean, refuse
+from factory.config.settings import GROUPS, NAMED, all_keys, having
+from factory.config.typed import Key, describe, plain, walk_keys
+from factory.plan.diff import flat, shown
 from factory.verbs import OWN, READ_RUNS
 
 FLAGS = {  # in a person's words

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.parsed import json_of
-from factory.plan import Dtype
-from factory.schema import Quantization
-from factory.typed import Reader, to_tree
+from factory.config.parsed import json_of
+from factory.config.schema import Quantization
+from factory.config.typed import Reader, to_tree
+from factory.plan.plan import Dtype
 
 FILE = "own_base.safetensors"
 TEXT = (

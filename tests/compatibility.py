@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import pretended
 
-from factory import compose, groups, registry, schema, settings
-from factory.compile.compiler import compile
-from factory.facts import Facts
-from factory.look import look
-from factory.plan import Plan
-from factory.refusal import catalogue
-from factory.typed import walk_keys
+from factory.config import compose, groups, registry, schema, settings
+from factory.config.refusal import catalogue
+from factory.config.typed import walk_keys
+from factory.plan.compiler import compile
+from factory.plan.facts import Facts
+from factory.plan.inspect import look
+from factory.plan.plan import Plan
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 # a model of a usual architecture, small so that thousands of plans take seconds

@@ -20,10 +20,11 @@ import pytest
 import tiny
 from commands import Command
 
-from factory import cli, compose
-from factory.look import machine as look
-from factory.plan import Plan, Ranks, Train, to_yaml
-from factory.refusal import Refusal, UserError
+from factory import cli
+from factory.config import compose
+from factory.config.refusal import Refusal, UserError
+from factory.plan.inspect import machine as look
+from factory.plan.plan import Plan, Ranks, Train, to_yaml
 from factory.run.folder import RunFolder, last_logged
 
 pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide this module, which tests import from

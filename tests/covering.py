@@ -140,12 +140,13 @@ def outcome(row: Row, folder: Path, model: Path) -> Outcome:
     """Runs it in this process: what went wrong, in a line, or None. A red check is wrong too."""
     from known_warnings import unknown
 
-    from factory import cli, compose
+    from factory import cli
+    from factory.config import compose
+    from factory.config.refusal import UserError
     from factory.execute import executor
     from factory.execute.context import Run
     from factory.execute.heard import hearing
-    from factory.plan import to_yaml
-    from factory.refusal import UserError
+    from factory.plan.plan import to_yaml
     from factory.run.folder import RunFolder
 
     start = time.monotonic()

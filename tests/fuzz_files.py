@@ -18,8 +18,8 @@ import pyarrow
 import pyarrow.parquet
 from fuzz.mutation import changed
 
+from factory.config.refusal import UserError
 from factory.data.read import Broken, rows
-from factory.refusal import UserError
 
 Rows = list[dict[str, Any]]
 BAD = "a line that is no row"

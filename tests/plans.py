@@ -12,10 +12,10 @@ from typing import Any
 
 import pretended
 
-from factory.diff import flat
-from factory.plan import VERSION, Plan
-from factory.refusal import UserError
-from factory.typed import describe, plain, to_tree, walk_keys
+from factory.config.refusal import UserError
+from factory.config.typed import describe, plain, to_tree, walk_keys
+from factory.plan.diff import flat
+from factory.plan.plan import VERSION, Plan
 
 GOLDEN = Path(__file__).parent / "golden" / "plans"
 FIELDS = GOLDEN.parent / "plan_fields.txt"
@@ -145,7 +145,7 @@ def needs_a_version(golden: str) -> bool:
 
 def write() -> None:
     if FIELDS.is_file() and needs_a_version(FIELDS.read_text(encoding="utf-8")):
-        sys.exit("The plan has other keys: raise factory.plan.VERSION and say in CHANGED what it changed.")
+        sys.exit("The plan has other keys: raise factory.plan.plan.VERSION and say in CHANGED what it changed.")
     GOLDEN.mkdir(parents=True, exist_ok=True)
     FIELDS.write_text(fields(), encoding="utf-8")
     for old in GOLDEN.glob("*.txt"):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from factory import cli, compose
+from factory import cli
+from factory.config import compose
 from factory.data import hub
-from factory.facts import Gpu, Machine
-from factory.look import machine, model
-from factory.plan import Plan
+from factory.plan.facts import Gpu, Machine
+from factory.plan.inspect import machine, model
+from factory.plan.plan import Plan
 
 ROWS = '{"instruction": "Say one.", "output": "It is one."}\n' * 40
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)

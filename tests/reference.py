@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from factory import cli, groups, help, models, templates
-from factory.refusal import catalogue
-from factory.settings import all_keys
-from factory.typed import Key, describe
+from factory import cli, help, templates
+from factory.config import groups, models
+from factory.config.refusal import catalogue
+from factory.config.settings import all_keys
+from factory.config.typed import Key, describe
 from factory.verbs import OWN
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"

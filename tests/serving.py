@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from factory import compose, schema
+from factory.config import compose, schema
 from factory.inference import asked
 from factory.inference.room import Room, opened
 from factory.inference.types import Done, Request, Token

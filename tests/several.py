@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from factory.execute.context import Run
 from factory.execute.executor import walk
-from factory.plan import Plan, to_yaml
+from factory.plan.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
 
 WORKER = Path(__file__).parent / "ranks" / "worker.py"

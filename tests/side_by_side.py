@@ -8,11 +8,11 @@ from typing import Any
 
 from conftest import compiled
 
+from factory.config.schema import Tracking
 from factory.evaluation import rows
 from factory.execute.report import as_json, blank
-from factory.plan import Plan, to_yaml
+from factory.plan.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
-from factory.schema import Tracking
 
 SHARED = ("hardware=cpu", "tracking=none", "evaluate.samples=0", "stage.max_steps=4")
 

@@ -3,9 +3,9 @@
 import compatibility
 import pytest
 
-from factory.compile import rules
-from factory.compile.rule import Rule
-from factory.refusal import catalogue
+from factory.config.refusal import catalogue
+from factory.plan import rules
+from factory.plan.rule import Rule
 
 
 def test_each_pair_and_triple_is_legal_or_refused_by_a_rule() -> None:

@@ -14,12 +14,14 @@ import pretended
 import pytest
 
 import factory
-from factory import cli, compose, models, plan, registry, schema
-from factory.look import model
-from factory.plan import Plan
-from factory.refusal import UserError
-from factory.settings import NAMED, all_keys
-from factory.typed import Key, to_tree, walk_keys
+from factory import cli
+from factory.config import compose, models, registry, schema
+from factory.config.refusal import UserError
+from factory.config.settings import NAMED, all_keys
+from factory.config.typed import Key, to_tree, walk_keys
+from factory.plan import plan
+from factory.plan.inspect import model
+from factory.plan.plan import Plan
 
 # keys that decide what is shown alone; each has a test of its own below
 SCREENS = {"model.family", "plan.format", "plan.search", "preview.format", "preview.rows", "preview.html"}

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import Said, refusals
 
-from factory import cli, compose, groups, models, settings
+from factory import cli
+from factory.config import compose, groups, models, settings
+from factory.config.refusal import catalogue
 from factory.execute.report import as_json
-from factory.refusal import catalogue
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [ROOT / "docs", ROOT / "docs" / "guides", ROOT / "docs" / "reference"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from factory import groups
+from factory.config import groups
 from factory.data.dataset import IGNORED
 
 SHORT = ("stage.max_steps=3", "stage.warmup_ratio=0", "stage.batch_size=2", "stage.logging_steps=1", "precision=fp32")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from factory.config.redact import Redacting
 from factory.outlet import Outlet, Unread, loss, outlets
-from factory.redact import Redacting
 from factory.run.screen import Screen
 
 FULL = Path("/dev/full")

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from serving import TINY, planned, room_of
 from test_saved import HERE, SHORT, evaluated, perplexity
 
-from factory import compose, own_base
+from factory import own_base
 from factory.chat import show
-from factory.compile import bases
+from factory.config import compose
+from factory.config.refusal import UserError
 from factory.inference import asked
-from factory.refusal import UserError
+from factory.plan import bases
 from factory.steps import train
 from factory.verbs.use import to_write
 

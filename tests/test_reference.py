@@ -3,8 +3,9 @@
 import pytest
 import reference
 
-from factory import cli, groups, settings, templates
-from factory.refusal import catalogue
+from factory import cli, templates
+from factory.config import groups, settings
+from factory.config.refusal import catalogue
 
 
 @pytest.mark.parametrize("name", sorted(reference.PAGES))

@@ -10,7 +10,7 @@ from typing import Any
 from factory.architecture import convolution, dense, experts, latent, legacy, towers, vision
 from factory.architecture.traits import TRAITS, UNKNOWN, USUAL, Traits
 from factory.architecture.types import Architecture, Block, Shape, elements
-from factory.refusal import did_you_mean, refuse
+from factory.config.refusal import did_you_mean, refuse
 
 __all__ = [
     "FAMILIES",

@@ -19,7 +19,7 @@ from factory.architecture.dense import (
 )
 from factory.architecture.towers import TOWERS, WORDS, Tower
 from factory.architecture.types import Architecture, Block, Shape, image_layers
-from factory.refusal import did_you_mean, refuse
+from factory.config.refusal import did_you_mean, refuse
 
 
 def self_or_cross_attention(block: Block, family: Family, config: Config, n: Numbers, index: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.benchmarks.types import LETTERS, Benchmark, Exam, Question
-from factory.refusal import refuse
+from factory.config.refusal import refuse
 
 
 def _body(made: Benchmark, question: Question) -> str:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from factory import cache
 from factory.benchmarks.types import LETTERS, NAMES, Benchmark, Exam, Hub, Question, benchmark
+from factory.config.hub import lost
+from factory.config.refusal import UserError, did_you_mean, refuse
 from factory.data import hub as hub_rows
-from factory.hub import lost
-from factory.refusal import UserError, did_you_mean, refuse
 
 Part = Literal["shots", "scored"]
 Record = dict[str, Any] | str  # a row by its columns' names in small letters, or why it is none

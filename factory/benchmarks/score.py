@@ -15,8 +15,8 @@ from torch import Tensor
 from factory.architecture.positions import alike
 from factory.benchmarks.prompts import Prompt, Prompter, common
 from factory.benchmarks.types import Exam
+from factory.config.refusal import refuse
 from factory.logits import decoder, head_of, text_model
-from factory.refusal import refuse
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
 Reading = Literal["shared", "whole", "alone"]

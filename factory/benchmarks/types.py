@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from factory.parsed import yaml_of
-from factory.typed import Reader
+from factory.config.parsed import yaml_of
+from factory.config.typed import Reader
 
 LETTERS = ("A", "B", "C", "D")
 Average = Literal["micro", "macro"]  # over questions, over subjects

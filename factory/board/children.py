@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from factory.line import flags
+from factory.config.line import flags
 from factory.run.launch import KILLED
 from factory.tied import ENDS
 

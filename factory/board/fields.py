@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from factory import groups, registry, settings
-from factory.line import spelt
-from factory.typed import Key, Phrase, describe, plain, walk_keys
+from factory.config import groups, registry, settings
+from factory.config.line import spelt
+from factory.config.typed import Key, Phrase, describe, plain, walk_keys
 
 Kind = Literal["flag", "choice", "several", "text"]
 # what has a form

@@ -4,11 +4,11 @@ from typing import Any
 
 import yaml
 
-from factory import groups
 from factory.board.fields import as_typed, at
-from factory.line import Overrides, listed, name_of, spelt
-from factory.parsed import yaml_of
-from factory.refusal import refuse
+from factory.config import groups
+from factory.config.line import Overrides, listed, name_of, spelt
+from factory.config.parsed import yaml_of
+from factory.config.refusal import refuse
 
 _HEAD = "# @package _global_\n"
 _WANTED = "a recipe of one run is needed: `defaults` of groups, and keys in their groups"

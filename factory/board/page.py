@@ -14,7 +14,7 @@ from factory.board.runs import Runs
 from factory.board.said import LANGUAGES, words
 from factory.board.tabs import chat, compare, configure, evaluate, export, preview, train
 from factory.board.votes import Votes
-from factory.line import Overrides, command
+from factory.config.line import Overrides, command
 
 _TABS = {
     "configure": configure.build,

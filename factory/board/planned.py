@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from factory import verbs
-from factory.anew import Anew
 from factory.board.fields import at
-from factory.compose import CommandLine, texts
-from factory.compose.calling import Composed
+from factory.config.compose import CommandLine, texts
+from factory.config.compose.calling import Composed
+from factory.config.line import Overrides, changed, name_of
+from factory.config.refusal import Refusal, UserError, refusal
 from factory.inference.asked import of_run
-from factory.line import Overrides, changed, name_of
-from factory.look.model import local
-from factory.plan import Plan
-from factory.refusal import Refusal, UserError, refusal
+from factory.plan.anew import Anew
+from factory.plan.inspect.model import local
+from factory.plan.plan import Plan
+from factory.plan.untrained import untrained
 from factory.run.advice import cheapest
-from factory.untrained import untrained
 
 _KEY = r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)="
 _OVERRIDE = re.compile(_KEY + r"([\w.+\-]+(?<!\.)|\[[^\]]*\])")

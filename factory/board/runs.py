@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.board.children import end_of, spawned
+from factory.config.line import Overrides, flags, spelt, unquoted
+from factory.config.parsed import yaml_of
+from factory.config.refusal import UserError, refuse
 from factory.execute.__main__ import FINISHED, INTERRUPTED, REFUSED
-from factory.line import Overrides, flags, spelt, unquoted
-from factory.parsed import yaml_of
-from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, is_held, read_json, runs_in, write_whole
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger

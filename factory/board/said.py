@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from factory.parsed import yaml_of
+from factory.config.parsed import yaml_of
 
 LANGUAGES = {"en": "English", "zh": "中文", "ru": "Русский"}
 _FOLDER = Path(__file__).parent / "words"

@@ -19,10 +19,10 @@ from factory.board.children import Children, free_port
 from factory.board.planned import Planner
 from factory.board.runs import Runs
 from factory.board.votes import Votes
-from factory.redact import without_secrets
-from factory.refusal import UserError, refusal, refuse
+from factory.config.redact import without_secrets
+from factory.config.refusal import UserError, refusal, refuse
+from factory.config.schema import Board
 from factory.run.folder import OUTPUTS, SWEEPS, unwritable
-from factory.schema import Board
 from factory.serve.guard import App, Receive, Scope, Send, by_own_name, is_own
 from factory.stopping import answer
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from factory.board.planned import Planned
 from factory.board.said import Words
-from factory.plan import MEMORY_PARTS, Estimate, Memory, Range
-from factory.refusal import Refusal
+from factory.config.refusal import Refusal
+from factory.config.words import between, duration, size
+from factory.plan.plan import MEMORY_PARTS, Estimate, Memory, Range
 from factory.tracking.spec import mlflow_page, mlflow_ui
 from factory.tracking.to_mlflow import measured
-from factory.words import between, duration, size
 
 CSS = """
 body:not(.dark) { --block-info-text-color: #52525b; --body-text-color-subdued: #52525b;

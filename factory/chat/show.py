@@ -11,16 +11,16 @@ from io import TextIOWrapper
 from typing import Any
 
 from factory.chat.talk import HELP, Talk, Wrong
+from factory.config.refusal import refuse
+from factory.config.settings import Settings
 from factory.data.read.wrong import byte_words
 from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
 from factory.inference.room import Piece, Room, opened, to_stderr
 from factory.inference.text import written
 from factory.inference.types import Done, Stopping
-from factory.plan import Plan
-from factory.refusal import refuse
+from factory.plan.plan import Plan
 from factory.serve.show import engine_is_there, unheard
-from factory.settings import Settings
 from factory.stopping import answered, asking
 
 _BLOCK = '"""'

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from factory import schema
+from factory.config import schema
+from factory.config.refusal import did_you_mean
+from factory.config.typed import Reader, plain, to_tree
 from factory.data.record import Message, ToolCall
 from factory.data.tools import bare
 from factory.inference.calls import open_call
 from factory.inference.prompts import Conversation
 from factory.inference.types import Sampling
-from factory.look.model import local
-from factory.refusal import did_you_mean
-from factory.typed import Reader, plain, to_tree
+from factory.plan.inspect.model import local
 
 HELP = """/system TEXT      the system message from now on; alone: none
 /set KEY=VALUE    how answers are drawn: temperature, top_p, top_k, max_tokens, seed, stop; alone: shows it

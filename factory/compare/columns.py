@@ -6,9 +6,9 @@ from math import isfinite
 from typing import Any, Literal
 
 from factory.compare.runs import Run
+from factory.config.words import rate, size
 from factory.evaluation import rows
 from factory.metrics import ROUGE
-from factory.words import rate, size
 
 Better = Literal["low", "high"]
 _BEFORE = "_before"

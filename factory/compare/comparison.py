@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from factory import diff
 from factory.compare.columns import Column, columns
 from factory.compare.judged import Judge, Verdict, listed
 from factory.compare.labels import labels as labels_of
 from factory.compare.runs import Run
+from factory.plan import diff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

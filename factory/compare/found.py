@@ -11,14 +11,14 @@ from typing import Any
 
 from factory.compare import runs
 from factory.compare.runs import Run, Status
+from factory.config.refusal import UserError, first_line, refuse
+from factory.config.schema import Tracking
+from factory.config.words import ends
 from factory.execute.__main__ import REFUSED
-from factory.plan import read_plan
-from factory.refusal import UserError, first_line, refuse
+from factory.plan.plan import read_plan
 from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
-from factory.schema import Tracking
 from factory.tracking import from_mlflow
-from factory.words import ends
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
 _PAGE = 200  # runs, or experiments, that MLflow is asked for at a time

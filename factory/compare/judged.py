@@ -12,11 +12,11 @@ from typing import Any
 
 from factory.compare.columns import Column
 from factory.compare.runs import Run
-from factory.diff import ABSENT, flat, shown
 from factory.evaluation import rows
 from factory.metrics import ROUGE
-from factory.plan import Plan, PlannedSource
-from factory.plan_keys import as_set
+from factory.plan.diff import ABSENT, flat, shown
+from factory.plan.keys import as_set
+from factory.plan.plan import Plan, PlannedSource
 
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
 # what bounds an answer

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from factory.line import name_of
+from factory.config.line import name_of
 
 _PLACES = ("hydra.", "tracking.", "tracking=")  # where a run goes is not what is compared
 

@@ -4,13 +4,13 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from factory import diff
 from factory.compare import plots
 from factory.compare.columns import PEAK, PERPLEXITY, decimals
 from factory.compare.comparison import Comparison
 from factory.compare.plots import Interval, Point, Series
 from factory.compare.runs import Run
 from factory.compare.written import spreads
+from factory.plan import diff
 
 _ROOM = Path(__file__).parent
 _COLOURS = 8  # --c0 … in page.css

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from factory.config.refusal import UserError
+from factory.config.words import pasted
 from factory.execute.report import ADVICE, blank
-from factory.plan import Plan, read_plan
-from factory.refusal import UserError
+from factory.plan.plan import Plan, read_plan
 from factory.run.folder import RunFolder, is_held, read_json, step_of
-from factory.words import pasted
 
 Status = Literal[
     "finished", "red check", "failed", "interrupted", "running", "cut short", "refused", "not run", "missing"

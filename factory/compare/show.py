@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from factory import schema
 from factory.compare import written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import asked, found
 from factory.compare.page import page
-from factory.refusal import refuse
+from factory.config import schema
+from factory.config.refusal import refuse
 from factory.run.folder import write_whole
 
 _FILE_WIDTH = 160  # columns of a text that goes to a file

@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from factory import diff
 from factory.compare.columns import Column, decimals
 from factory.compare.comparison import Comparison
 from factory.compare.written import spreads
+from factory.config.words import not_shown
 from factory.evaluation.rows import Compared
-from factory.words import not_shown
+from factory.plan import diff
 
 _LABEL, _SHORTEST = 44, 14  # columns that a label takes at most, and at least where there is one
 _GAP, _EDGES = 3, 2  # columns between two cells, and outside of all

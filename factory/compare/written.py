@@ -8,12 +8,12 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from factory import diff
 from factory.compare.columns import decimals
 from factory.compare.comparison import Comparison
+from factory.config.typed import to_tree
 from factory.evaluation.rows import Compared
-from factory.plan_keys import as_set
-from factory.typed import to_tree
+from factory.plan import diff
+from factory.plan.keys import as_set
 
 
 def markdown(found: Comparison) -> str:

@@ -13,10 +13,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from factory.config.parsed import NamedTwice, once
+from factory.config.refusal import UserError, did_you_mean, refuse
+from factory.config.schema import Format, Source
 from factory.data import read
-from factory.parsed import NamedTwice, once
-from factory.refusal import UserError, did_you_mean, refuse
-from factory.schema import Format, Source
 
 NAME = "dataset_info.json"
 # where an entry's rows come from, in the order that counts, and why not

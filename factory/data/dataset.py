@@ -18,7 +18,7 @@ from factory.data.known import code
 from factory.data.packing import Integers, Pieces
 from factory.data.prepare.store import Prepared, Side, writing
 from factory.data.record import Kind, Medium
-from factory.plan import Pack
+from factory.plan.plan import Pack
 
 IGNORED = -100  # a label that is not trained, as torch's cross entropy has it
 # of a batch: (2, tokens), rows and places of the tokens before those that are trained; how many are of labelled answers

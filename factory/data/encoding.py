@@ -20,7 +20,7 @@ from factory.data.placing import Fast, Placed, Slow, Texts
 from factory.data.record import MEDIA, BadRow, Kind, Medium, Message, Record
 from factory.data.render import Rendered, Renderer
 from factory.data.truncate import Kept, Layout, kept, shifted
-from factory.plan import Pack
+from factory.plan.plan import Pack
 
 Span = tuple[int, int]
 Weighted = tuple[int, int, float]

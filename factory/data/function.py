@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from factory.refusal import UserError, did_you_mean, refuse
+from factory.config.refusal import UserError, did_you_mean, refuse
 
 Row = dict[str, Any]
 READ_WHOLE = 1000  # rows: of what gives more, planning asks for these alone

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from factory.config.hub import ask, lost
+from factory.config.refusal import UserError, refuse
 from factory.data.read.columnar import values
-from factory.hub import ask, lost
-from factory.refusal import UserError, refuse
 
 _ROWS = 1000  # that are Python values at a time
 _ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:/(?P<folder>.+))?")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import factory
 from factory import cache as cache_folder
+from factory.config.typed import to_tree
 from factory.estimate import speed
-from factory.plan import Plan, Range
+from factory.plan.plan import Plan, Range
 from factory.schedules import total_steps
 from factory.stages.rows import rows_per_step
-from factory.typed import to_tree
 
 
 @cache

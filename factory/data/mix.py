@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.data.packing import Integers
-from factory.plan import Align, held_out_rows
+from factory.plan.plan import Align, held_out_rows
 
 DIGEST_BYTES = 16
 Purpose = Literal["sample", "hold out", "repeat", "interleave"]

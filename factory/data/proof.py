@@ -19,7 +19,7 @@ from factory.data.prepare.workers import record_of
 from factory.data.record import BadRow, Message, Record, by_kind
 from factory.data.render import Rendered
 from factory.data.stream import side_of
-from factory.plan import Plan, PlannedSource
+from factory.plan.plan import Plan, PlannedSource
 
 _ROWS = 50  # of each source
 _SEEN = 5  # with media

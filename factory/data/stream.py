@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from factory.config.refusal import UserError, refuse
 from factory.data import batches, mix, packing, read
 from factory.data.dataset import Example, Labelled, Pair, Sample, example, labelled
 from factory.data.encoding import EncodedRow, Tokens
@@ -21,8 +22,7 @@ from factory.data.prepare import Dropped, Prepared, aligning_of, refuse_wrong_fo
 from factory.data.prepare.store import Side
 from factory.data.prepare.workers import BLOCK_ROWS, Block, Encoded, Workers
 from factory.data.record import Kind
-from factory.plan import Align, Pack, PlannedSource, held_out_rows
-from factory.refusal import UserError, refuse
+from factory.plan.plan import Align, Pack, PlannedSource, held_out_rows
 
 Origin = tuple[str, int]  # a source's name, and the number of a row in it, from 0
 _TELLING = 10  # rows of a source in the first block that show whether its format is right, where it has more

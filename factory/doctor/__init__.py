@@ -60,7 +60,7 @@ def _asked(arguments: list[str]) -> dict[str, str]:
     for word in arguments:
         key, _, value = word.partition("=")
         if value not in _KEYS.get(key, ()):
-            from factory.refusal import refuse
+            from factory.config.refusal import refuse
 
             raise refuse("doctor-key", word, "this verb does not read it")
         asked[key] = value

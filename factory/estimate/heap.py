@@ -7,7 +7,7 @@ move them (_int_memalign): the hole that a tensor leaves holds no other of its s
 
 from bisect import bisect_left, insort
 
-from factory.plan import Patch
+from factory.plan.plan import Patch
 
 _ALIGNMENT, _SMALLEST, _UNIT, _HEADER = 64, 32, 16, 16  # bytes
 

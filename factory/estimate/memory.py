@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, prod
 
-from factory import registry
 from factory.architecture import Architecture, Shape, elements, media_of
+from factory.config import registry
 from factory.estimate import runtime
 from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
 from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes, unpaged
-from factory.plan import BYTES, Memory, Steps
+from factory.plan.plan import BYTES, Memory, Steps
 from factory.quantizers.spec import IN_PLACE, stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
 from factory.stages.rows import samples_answers

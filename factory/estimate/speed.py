@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from factory.facts import Machine, Measured
 from factory.optimizers.spec import MULTIPLIES, STATES
-from factory.plan import Estimate, Span, Speed, Steps
+from factory.plan.facts import Machine, Measured
+from factory.plan.plan import Estimate, Span, Speed, Steps
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.stages.rows import samples_answers
 

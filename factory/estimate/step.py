@@ -15,7 +15,7 @@ from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
 from factory.kernels import LIGER_WITHOUT_ROPE
-from factory.plan import BYTES, Patch, Steps
+from factory.plan.plan import BYTES, Patch, Steps
 from factory.quantizers.spec import stays_quantized
 
 _LOSSES = {"tokens": cross_entropy, "answers": log_probs}

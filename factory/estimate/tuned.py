@@ -6,9 +6,10 @@ from math import prod
 from types import ModuleType
 from typing import Any
 
-from factory import heads, registry
 from factory.architecture import Architecture, Shape
-from factory.plan import BYTES, Steps
+from factory.config import registry
+from factory.plan import heads
+from factory.plan.plan import BYTES, Steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+from factory.config.refusal import UserError, refuse
 from factory.data import function
-from factory.refusal import UserError, refuse
 from factory.rewards.checked import scores
 
 RULE = "metric-function"

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from factory.config.refusal import UserError, refuse
 from factory.data import hub
 from factory.evaluation.rows import Row
-from factory.plan import PlannedHarness
-from factory.refusal import UserError, refuse
+from factory.plan.plan import PlannedHarness
 
 # names of a set that are readers of local files
 _READERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")

@@ -34,8 +34,8 @@ def end_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     end_with_parent()
+    from factory.config.redact import redacting
     from factory.ranks.world import from_environment
-    from factory.redact import redacting
     from factory.run.folder import RunFolder
 
     resume = Path(arguments[1]) if len(arguments) > 1 else None
@@ -59,11 +59,11 @@ def execute(folder: "RunFolder", resume: Path | None, world: "World", *, printed
 
     `printed`: where a reader finds what this process prints.
     """
+    from factory.config.refusal import UserError
     from factory.execute.context import Run
     from factory.execute.report import write_report
-    from factory.plan import read_plan
+    from factory.plan.plan import read_plan
     from factory.ranks.world import Followed, lost_another
-    from factory.refusal import UserError
 
     run = Run(plan=read_plan(folder.plan), folder=folder, resume_from=resume, world=world)
     if run.plan.steps.patch.kernels == "unsloth":
@@ -123,9 +123,9 @@ def _walked(run: "Run") -> Ended:
 
 def _crashed(run: "Run", problem: Exception, printed: str) -> Ended:
     """By an error that is nobody's refusal; of memory the parent says what to do."""
+    from factory.config.refusal import UserError
     from factory.execute import memory
     from factory.execute.report import OUT_OF_MEMORY, spent
-    from factory.refusal import UserError
 
     first, result = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}", dict[str, Any]()
     error = f"[crashed] {first}\n  the traceback is in {printed}"

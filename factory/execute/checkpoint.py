@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from factory.config.refusal import refuse
+from factory.config.words import size
 from factory.execute.context import Run
-from factory.plan import Ranks
+from factory.plan.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
-from factory.refusal import refuse
 from factory.run.folder import (
     MANIFEST,
     RunFolder,
@@ -33,7 +34,6 @@ from factory.run.folder import (
     step_of,
     unwritable,
 )
-from factory.words import size
 
 _NOT_OF_FOLDERS = (errno.EINVAL, errno.EBADF)  # what CIFS, 9p and some of FUSE answer
 _BLOCK = 4096  # bytes: what a file takes is a multiple of it, on all but the smallest file systems

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from factory.config.redact import without_secrets
 from factory.execute import memory
 from factory.execute.heard import Heard
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.ranks.ways import Way
 from factory.ranks.world import World
-from factory.redact import without_secrets
 from factory.run.folder import RunFolder, unwritable
 from factory.stopping import answer
 

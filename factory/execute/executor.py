@@ -5,7 +5,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from factory.execute.context import Run
-from factory.plan import Plan, Verb
+from factory.plan.plan import Plan, Verb
 
 
 @dataclass(frozen=True, slots=True)

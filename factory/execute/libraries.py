@@ -1,8 +1,8 @@
 """The libraries that a run computes with."""
 
-from factory import registry
+from factory.config import registry
 from factory.optimizers.spec import PACKAGES
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.quantizers.spec import holding
 
 

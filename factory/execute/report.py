@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
+from factory.config.redact import without_secrets
+from factory.config.typed import to_tree
+from factory.config.words import size
 from factory.estimate.memory import READING
 from factory.estimate.runtime import LIBRARY_PAGES
 from factory.execute.context import Run
 from factory.execute.memory import library_pages
-from factory.plan import Estimate, Plan
-from factory.redact import without_secrets
+from factory.plan.plan import Estimate, Plan
 from factory.run.folder import write_whole
-from factory.typed import to_tree
-from factory.words import size
 
 ADVICE = ("memory_as_estimated",)  # checks that tell how far to trust an estimate: no run fails by them
 _NEAR = 0.1  # of the estimate: what memory_as_estimated allows

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from factory import own
 from factory.benchmarks import questions
+from factory.config import own
+from factory.config.line import again
+from factory.config.refusal import UserError, refusal, refuse
 from factory.data import read
-from factory.line import again
-from factory.look import harness
-from factory.look.machine import PACKAGES, installed_version, look_at_machine
-from factory.look.model import fingerprint_now, look_at_adapter
-from factory.look.reward import look_at_saved_reward
-from factory.plan import Plan
-from factory.refusal import UserError, refusal, refuse
+from factory.plan.inspect import harness
+from factory.plan.inspect.machine import PACKAGES, installed_version, look_at_machine
+from factory.plan.inspect.model import fingerprint_now, look_at_adapter
+from factory.plan.inspect.reward import look_at_saved_reward
+from factory.plan.plan import Plan
 from factory.rewards import spec as rewards
 
 

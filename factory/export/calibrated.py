@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from factory.plan import Export
-from factory.refusal import refuse
+from factory.config.refusal import refuse
+from factory.plan.plan import Export
 
 _LAYOUTS = {"gptq": ("auto_gptq", True), "awq": ("auto_awq", False)}  # auto-round's name, whether scales are symmetric
 _BITS, _GROUPS = 4, (128, 64, 32)  # columns that share a scale, as many as divide every layer's

@@ -5,13 +5,13 @@ from typing import Any
 
 import yaml
 
+from factory.config.own import without_place
+from factory.config.typed import plain
 from factory.export import spec
 from factory.export.reading import code, reading
-from factory.own import without_place
-from factory.plan import Plan, PlannedSource, read_plan
+from factory.plan.plan import Plan, PlannedSource, read_plan
 from factory.run.folder import RunFolder, read_json
 from factory.steps.walk import class_of
-from factory.typed import plain
 
 _TRAINING = ("learning_rate", "lr_scheduler", "optimizer", "batch_size", "gradient_accumulation_steps")
 # by the auto class that reads a model: its task, as the hub names it, and what reads its inputs

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import factory
+from factory.config.refusal import refuse
 from factory.execute.checkpoint import all_to_disk, to_disk
 from factory.export import spec
-from factory.plan import Plan
-from factory.refusal import refuse
+from factory.plan.plan import Plan
 from factory.run.folder import open_as, unwritable
 
 

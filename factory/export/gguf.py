@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from factory.architecture.positions import reach
 from factory.export.spec import BLOCK, GGUF, rope
 from factory.export.tokens import Tokens
-from factory.plan import Export
+from factory.plan.plan import Export
 from factory.rounding import rounded
 
 _HALF_MAX = 65504.0  # the largest number of float16

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from factory.hub import lost
-from factory.plan import Export
-from factory.refusal import UserError, refuse
-from factory.typed import plain
+from factory.config.hub import lost
+from factory.config.refusal import UserError, refuse
+from factory.config.typed import plain
+from factory.plan.plan import Export
 
 _OF_NEW = {".gitattributes", "README.md"}  # what a repository may hold that nobody has uploaded to
 

@@ -7,9 +7,9 @@ held against the jinja template again on whole conversations: what would differ 
 from dataclasses import dataclass
 from typing import Any
 
+from factory.config.refusal import UserError, refuse
 from factory.export.spec import MODEL_GGUF
 from factory.export.tokens import starts_text
-from factory.refusal import UserError, refuse
 
 _SYSTEM, _USER, _ANSWER, _AGAIN = "Qsystem0", "Quser1", "Qanswer2", "Quser3"
 Message = dict[str, str]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from factory import heads
-from factory.plan import Plan
+from factory.plan import heads
+from factory.plan.plan import Plan
 from factory.run.folder import base_config
 from factory.stages.rm.spec import SCORE
 from factory.steps.walk import class_of

@@ -5,10 +5,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from factory.plan import Plan
-from factory.refusal import first_line, refuse
+from factory.config.refusal import first_line, refuse
+from factory.plan.plan import Plan
+from factory.plan.saved import chats
 from factory.run.folder import RunFolder
-from factory.saved import chats
 from factory.tracking.ledger import run_ids
 from factory.tracking.to_mlflow import connect
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.architecture import Architecture
-from factory.plan import BYTES, Dtype
+from factory.plan.plan import BYTES, Dtype
 from factory.run.folder import read_json
 
 MARKER = "export.json"  # in every folder that an export has written: only such a folder is ever replaced

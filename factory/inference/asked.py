@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from factory.groups import GROUPS
-from factory.line import group_of, run_of, unquoted
-from factory.plan import Verb
-from factory.refusal import Refusal, UserError, did_you_mean, refusal
-from factory.saved import Saved, scores
-from factory.settings import all_keys
-from factory.words import ends
+from factory.config.groups import GROUPS
+from factory.config.line import group_of, run_of, unquoted
+from factory.config.refusal import Refusal, UserError, did_you_mean, refusal
+from factory.config.settings import all_keys
+from factory.config.words import ends
+from factory.plan.plan import Verb
+from factory.plan.saved import Saved, scores
 
 # what chat and serve read beside the group of their own name: whole groups, and single keys of others
 _GROUPS = ("model", "precision", "tracking", "engine", "generation")

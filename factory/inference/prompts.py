@@ -13,12 +13,12 @@ from typing import Any
 
 from factory.architecture import FAMILIES, traits_of
 from factory.architecture.traits import TEXT_APART
+from factory.config.refusal import UserError
 from factory.data.encoding import Encoder, EncoderSpec, Ends, spec_of
 from factory.data.media import Inputs, ProcessorSpec
 from factory.data.record import BadRow, Medium, Message, Record
 from factory.data.tools import FORMATS, ToolFormat, bare
-from factory.plan import Pack
-from factory.refusal import UserError
+from factory.plan.plan import Pack
 
 _MARKS = [chr(code) for code in range(0xE000, 0xE100)]  # for private use: no template and hardly a text has one
 _MEDIA = re.compile(r"<(?=(?:image|video|audio)>)")

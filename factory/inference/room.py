@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factory import own_base, schema
+from factory import own_base
+from factory.config import schema
+from factory.config.refusal import refuse
 from factory.data.record import BadRow
 from factory.execute.context import Run
 from factory.execute.executor import Step, walk
@@ -18,8 +20,7 @@ from factory.execute.heard import hearing
 from factory.inference.prompts import Conversation, Prompts
 from factory.inference.text import Writer
 from factory.inference.types import Done, Engine, Request, Sampling, Token
-from factory.plan import Plan
-from factory.refusal import refuse
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder, base_config, read_json
 
 _EMBEDDED = (

@@ -5,12 +5,12 @@ from concurrent.futures import Future
 from itertools import count
 from typing import Any
 
-from factory import schema
+from factory.config import schema
+from factory.config.refusal import first_line, refuse
 from factory.inference.scheduler import Lane, Scheduled, Scheduler
 from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable
-from factory.look.model import look_at_adapter
-from factory.plan import Plan
-from factory.refusal import first_line, refuse
+from factory.plan.inspect.model import look_at_adapter
+from factory.plan.plan import Plan
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its kernels have room for
 _REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.plan import Attach
+from factory.plan.plan import Attach
 
 
 def marks(

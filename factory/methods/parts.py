@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from factory.architecture import Architecture, Shape, media_of
-from factory.compile.rule import Case
+from factory.plan.rule import Case
 
 # what stands between the tower and the language model, in transformers' words, and what a tower is that hears
 _PROJECTORS = ("projector", "connector", "merger", "modality_projection", "perceiver")

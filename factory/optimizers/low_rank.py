@@ -11,7 +11,7 @@ from torch import Tensor
 from factory.architecture import Architecture
 from factory.optimizers.run import build, trained
 from factory.optimizers.several import Hooked, Layerwise, Several
-from factory.plan import Train
+from factory.plan.plan import Train
 
 AT_ONCE = 2**24  # elements of the matrices whose projectors are drawn together: LAPACK takes some five times as much
 MULTIPLIED = 2**22  # elements of the matrices that are stacked for one product with their projectors

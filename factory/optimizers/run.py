@@ -10,7 +10,7 @@ from torch import Tensor
 from factory.architecture import Architecture
 from factory.optimizers.several import Several
 from factory.optimizers.spec import is_hidden, is_matrix
-from factory.plan import Train
+from factory.plan.plan import Train
 
 Named = dict[str, Tensor]
 Ratio = Callable[[str], float]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import ceil, prod
 
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.plan.rule import Case, Rule
 
 State = Callable[[Shape, int], float]  # of a tensor's shape, and the bytes of a number that it is held in
 _BLOCK = 256  # elements that share a quantization constant (Dettmers et al. 2022, section 2.1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from factory.architecture import Architecture
 from factory.optimizers.run import build, trained
 from factory.optimizers.several import Hooked
-from factory.plan import Train
+from factory.plan.plan import Train
 
 
 class Turns(Hooked):

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from factory import registry
+from factory.config import registry
 from factory.data import batches
 from factory.data.dataset import IGNORED, Example, Sample
 from factory.data.dataset import Dataset as Rows
 from factory.data.prepare import Progress
 from factory.data.record import Kind
 from factory.data.stream import Position, Stream
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.preview import samples
 from factory.preview.samples import Dropped, Origin, Preview
 from factory.preview.samples import Reader as Tokens

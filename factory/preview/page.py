@@ -9,15 +9,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from factory.config.refusal import refuse
 from factory.data.media import read_image, read_video
 from factory.data.record import BadRow, Medium
-from factory.plan import Frames
+from factory.plan.plan import Frames
 from factory.preview import words
 from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import NEWLINE, in_line, visible
 from factory.preview.words import bar_length, counted, described, origins, sizes, span, where
 from factory.preview.words import origin as named
-from factory.refusal import refuse
 
 _ROOM = Path(__file__).parent
 _STILLS = Frames(fps=None, most=3)  # of a video

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from factory import schema
-from factory.plan import Plan
-from factory.refusal import Refusal, UserError, refusal
-from factory.typed import Reader
+from factory.config import schema
+from factory.config.refusal import Refusal, UserError, refusal
+from factory.config.typed import Reader
+from factory.plan.plan import Plan
 
 FAILED = 1
 _SUFFIXES = (".html", ".htm")

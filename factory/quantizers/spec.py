@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from factory import registry
 from factory.architecture import Architecture, Shape
-from factory.compile.choices import precision
-from factory.compile.rule import Case, Rule
-from factory.extras import install
-from factory.facts import Machine
-from factory.plan import BYTES, Dtype
+from factory.config import registry
+from factory.config.extras import install
+from factory.config.schema import Quantization
+from factory.plan.choices import precision
+from factory.plan.facts import Machine
+from factory.plan.plan import BYTES, Dtype
+from factory.plan.rule import Case, Rule
 from factory.quantizers.checkpoint import checkpoint_quantizer, in_half
-from factory.schema import Quantization
 
 Checkpoint = Literal["kept", "whole", "unread"]
 

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
+from factory.config.refusal import refusal
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED, end_with_parent
 from factory.execute.report import as_json, blank
-from factory.plan import Plan, Ranks, read_plan
+from factory.plan.plan import Plan, Ranks, read_plan
 from factory.ranks.world import WATCHDOG, late, lost_another
-from factory.refusal import refusal
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.stopping import answer
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factory.config.refusal import UserError, refuse
+from factory.config.words import pasted
 from factory.execute.__main__ import REFUSED, execute
-from factory.plan import Plan, to_yaml
+from factory.plan.plan import Plan, to_yaml
 from factory.ranks.world import World, launched
-from factory.refusal import UserError, refuse
 from factory.run.folder import RunFolder, last_logged, read_json, unwritable, write_whole
 from factory.tracking import ledger
-from factory.words import pasted
 
 if TYPE_CHECKING:
     from factory.run.screen import Screen

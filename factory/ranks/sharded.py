@@ -7,7 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from factory.architecture import architecture
-from factory.plan import Steps
+from factory.plan.plan import Steps
 from factory.steps.walk import model_class
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from factory.architecture import Architecture, Shape, elements
-from factory.plan import Dtype, Steps
+from factory.config.schema import Strategy
+from factory.plan.plan import Dtype, Steps
 from factory.quantizers.spec import holding
-from factory.schema import Strategy
 
 # what a process has only its share of
 SPLIT: dict[Strategy, frozenset[str]] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from factory.plan import Ranks
+from factory.plan.plan import Ranks
 
 Item = TypeVar("Item")
 # what torchrun gives its processes; Slurm and Ray set-ups give the same

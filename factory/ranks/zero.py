@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from factory import heads, registry
 from factory.architecture import Architecture
+from factory.config import registry
 from factory.execute.context import Run
 from factory.execute.memory import give_back
+from factory.plan import heads
 from factory.ranks.sharded import shares
 from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.spec import ZERO

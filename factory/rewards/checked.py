@@ -5,7 +5,7 @@ from math import isfinite, nan
 from numbers import Real
 from typing import Any
 
-from factory.refusal import refuse
+from factory.config.refusal import refuse
 
 _FLOAT32 = 3.4028234663852886e38  # the largest: rewards are computed with in it
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from factory.config.refusal import UserError, refuse
 from factory.data import function
-from factory.refusal import UserError, refuse
 
 
 def by_function(path: str, _own: dict[str, Any]) -> Any:

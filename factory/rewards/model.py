@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from factory import heads
-from factory.plan import Plan
-from factory.refusal import refuse
+from factory.config.refusal import refuse
+from factory.plan import heads
+from factory.plan.plan import Plan
 from factory.rewards import Reward, checked
 from factory.rollouts import roles
 from factory.stages.rm.run import scores

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from factory.parsed import json_of
-from factory.refusal import refuse
+from factory.config.parsed import json_of
+from factory.config.refusal import refuse
 
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # of the 4xx, worth another try
 _MOST = 2**26  # bytes of an answer, which is a list of numbers

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from factory import registry
-from factory.plan import Plan
+from factory.config import registry
+from factory.plan.plan import Plan
 from factory.rewards import Reward
 from factory.rewards.checked import scores
 from factory.rewards.function import by_function, by_trl

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factory import heads, registry
+from factory.config import registry
 from factory.execute.context import Run
+from factory.plan import heads
 from factory.stages.rm.spec import SCORE
 
 POLICY, REFERENCE, REWARD = "default", "reference", "reward"

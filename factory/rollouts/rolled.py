@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from factory import heads
 from factory.data import batches
 from factory.data.dataset import IGNORED, Example, without_end
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
+from factory.plan import heads
 from factory.policy import KL, masked_sum
 from factory.rewards import Reward
 from factory.rollouts import roles

@@ -4,14 +4,14 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from factory import heads, registry, schema
 from factory.architecture import Architecture
-from factory.compile import choices
-from factory.compile.rule import Case, Rule
-from factory.plan import BYTES, Dtype
+from factory.config import registry, schema
+from factory.config.typed import key
+from factory.plan import choices, heads
+from factory.plan.plan import BYTES, Dtype
+from factory.plan.rule import Case, Rule
 from factory.rewards import spec as rewards
 from factory.stages.rm.spec import SCORE
-from factory.typed import key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory.config.refusal import refuse
 from factory.data import batches
 from factory.data.dataset import TRAINED_AT, Example
 from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
-from factory.refusal import refuse
 from factory.rewards import Reward
 from factory.rollouts.rolled import Rolled, parts, roll
 from factory.stages.loss import Watched

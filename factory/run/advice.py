@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from factory.plan import Plan
-from factory.refusal import UserError
-from factory.words import size
+from factory.config.refusal import UserError
+from factory.config.words import size
+from factory.plan.plan import Plan
 
 Anew = Callable[[tuple[str, ...]], Plan]  # the plan of these overrides; raises UserError
 PURE = "precision=pure_bf16"  # all numbers in 16 bits, those that train too

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factory import heads, registry, vocabulary
 from factory.architecture import Architecture, architecture
-from factory.facts import AdapterFacts, Facts, ModelFacts, RewardFacts
+from factory.config import registry
+from factory.config.settings import Settings
+from factory.config.typed import Reader
 from factory.methods.lora.targets import as_saved
-from factory.plan import Plan
+from factory.plan import heads, vocabulary
+from factory.plan.facts import AdapterFacts, Facts, ModelFacts, RewardFacts
+from factory.plan.plan import Plan
+from factory.plan.saved import BEFORE
 from factory.rollouts.spec import Settings as Rollouts
-from factory.saved import BEFORE
-from factory.settings import Settings
-from factory.typed import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from factory import locks
+from factory.config.refusal import UserError
+from factory.config.typed import Reader
 from factory.estimate import speed
-from factory.facts import Machine, Measured
-from factory.plan import Plan
-from factory.refusal import UserError
+from factory.plan.facts import Machine, Measured
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder, write_whole
 from factory.tracking.ledger import whole_lines
-from factory.typed import Reader
 
 FILE = Path("outputs") / ".calibration.json"
 _KEPT = 8  # runs of a device, a precision and a kind: the latest

@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factory import compose, groups, registry
 from factory.compare.runs import red
-from factory.compile.bases import words
-from factory.compose import sweeps
+from factory.config import compose, groups, registry
+from factory.config.compose import sweeps
+from factory.config.line import again, name_of, spelt
+from factory.config.refusal import Refusal, UserError, did_you_mean, refusal, refuse
+from factory.config.schema import Sweep
+from factory.config.settings import Settings
+from factory.config.typed import plain
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED
-from factory.facts import Facts
-from factory.line import again, name_of, spelt
-from factory.plan import Plan
-from factory.refusal import Refusal, UserError, did_you_mean, refusal, refuse
+from factory.plan.bases import words
+from factory.plan.facts import Facts
+from factory.plan.plan import Plan
+from factory.plan.saved import BEFORE, positions
 from factory.run import jobs
 from factory.run.awaited import Awaited, as_model, as_reward
 from factory.run.folder import RunFolder, read_json
@@ -26,10 +30,6 @@ from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, begun, beside, closed, noted, placed, recorded, refuse_secrets, worked_through
 from factory.run.swept import SweepFolder, code_of
-from factory.saved import BEFORE, positions
-from factory.schema import Sweep
-from factory.settings import Settings
-from factory.typed import plain
 
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from factory import locks
-from factory.parsed import json_of, yaml_of
-from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.config.parsed import json_of, yaml_of
+from factory.config.refusal import Refusal, UserError, refusal, refuse
 
 MANIFEST = "manifest.json"
 _LOCKS = Path("/proc/locks")

@@ -14,15 +14,15 @@ from rich.text import Text
 
 from factory.compare.labels import labels
 from factory.compare.runs import of_report
-from factory.compose import Composed
+from factory.config.compose import Composed
+from factory.config.refusal import Refusal, UserError, refuse
+from factory.config.typed import to_tree
+from factory.config.words import between, duration, not_shown, size
 from factory.execute.verify import matter
-from factory.plan import KNOWN_LATER, Plan, read_plan, to_json
-from factory.refusal import Refusal, UserError, refuse
+from factory.plan.plan import KNOWN_LATER, Plan, read_plan, to_json
 from factory.run.folder import RunFolder, read_json, runs_here
 from factory.run.screen import fitting
 from factory.run.swept import SweepFolder
-from factory.typed import to_tree
-from factory.words import between, duration, not_shown, size
 
 Compile = Callable[[Composed], Plan]
 Fate = Literal["run", "continue", "keep", "reuse", "refuse"]

@@ -15,16 +15,17 @@ from typing import Any, Literal
 
 import psutil
 
+from factory.config.redact import clean_file
+from factory.config.refusal import UserError, refusal
+from factory.config.words import counted, pasted, rate, size
 from factory.execute import memory
 from factory.execute.__main__ import FAILED, INTERRUPTED
 from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
-from factory.look import cgroup
-from factory.look.machine import look_at_machine
-from factory.plan import Plan, to_yaml
+from factory.plan.inspect import cgroup
+from factory.plan.inspect.machine import look_at_machine
+from factory.plan.plan import Plan, to_yaml
 from factory.ranks.spec import SPLIT
-from factory.redact import clean_file
-from factory.refusal import UserError, refusal
 from factory.run import calibration
 from factory.run.advice import Anew, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, step_of, unwritable, write_whole
@@ -38,7 +39,6 @@ from factory.stopping import answered
 from factory.tracking import ledger
 from factory.tracking.system import watching
 from factory.tracking.tracker import Tracker
-from factory.words import counted, pasted, rate, size
 
 _POLL = 0.1  # seconds
 # what the child gets unless the user has set it (docs/measurements.md)

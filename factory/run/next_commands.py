@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
 
-from factory import registry
-from factory.heads import writes
-from factory.line import said_by, setting
-from factory.plan import Plan, PlannedSource
+from factory.config import registry
+from factory.config.line import said_by, setting
+from factory.config.words import program
+from factory.plan.heads import writes
+from factory.plan.plan import Plan, PlannedSource
+from factory.plan.saved import chats
 from factory.run.folder import RunFolder
-from factory.saved import chats
 from factory.tracking.spec import shows
-from factory.words import program
 
 _OF_THE_METHOD = ("method", "method.*")
 _OF_THE_ROWS = ("data", "data.path", "data.names", "data.sources*", "data.validation")

@@ -7,14 +7,14 @@ from typing import Any
 from rich.markup import escape
 from rich.panel import Panel
 
-from factory import registry
+from factory.config import registry
+from factory.config.words import between, counted, duration, rate, size
 from factory.execute.checks import LEVELS
-from factory.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
+from factory.plan.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
 from factory.stages.rows import samples_answers, unit
-from factory.words import between, counted, duration, rate, size
 
 _NAMED = 8  # modules that a plan names
 _TOLD = {"name", "learning_rate", "quantization", "target_modules"}  # of a method's settings, in lines of their own

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from factory.config.words import between, counted, duration, rate, size
 from factory.execute.checks import LEVELS
 from factory.execute.report import ADVICE, mostly_dropped, rows_told
 from factory.run.screen import WHOSE, grid
-from factory.words import between, counted, duration, rate, size
 
 
 def report_panel(report: dict[str, Any], folder: Path) -> Panel:

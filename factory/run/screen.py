@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from factory.config.redact import redacted, redacting
 from factory.outlet import loss
-from factory.redact import redacted, redacting
 
 _LOG_WIDTH = 120
 WHOSE = {"held_out": "held-out rows", "train": "rows that train"}  # rows that something is measured on

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from math import log, sqrt
 from typing import Any
 
+from factory.config.refusal import UserError
+from factory.config.typed import to_tree
+from factory.config.words import rate, size
 from factory.estimate.speed import work
-from factory.plan import Patch, Plan
-from factory.refusal import UserError
+from factory.plan.plan import Patch, Plan
 from factory.run.advice import CLEARLY_LESS, PURE, Anew, smaller_batches, takes_bfloat16
-from factory.typed import to_tree
-from factory.words import rate, size
 
 Overrides = tuple[str, ...]
 

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from factory.config.refusal import UserError
 from factory.execute.report import errors, memory_as_estimated, rows_told
-from factory.plan import Plan
-from factory.refusal import UserError
+from factory.plan.plan import Plan
 from factory.run.advice import Anew
 from factory.stages.rows import sequences
 

@@ -12,32 +12,32 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from factory import compose
 from factory.compare import terminal, written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import named, of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status
-from factory.compose import sweeps
-from factory.compose.calling import hydra_main
+from factory.config import compose
+from factory.config.compose import sweeps
+from factory.config.compose.calling import hydra_main
+from factory.config.line import names_a_folder, setting, spelt
+from factory.config.redact import redacted
+from factory.config.refusal import UserError, refusal, refuse
+from factory.config.schema import Sweep, Tracking
+from factory.config.words import pasted, program
 from factory.execute.__main__ import FAILED, INTERRUPTED
 from factory.execute.context import STARTED
-from factory.line import names_a_folder, setting, spelt
-from factory.look.machine import look_at_machine
 from factory.outlet import outlets
-from factory.plan import read_plan
-from factory.redact import redacted
-from factory.refusal import UserError, refusal, refuse
+from factory.plan.inspect.machine import look_at_machine
+from factory.plan.plan import read_plan
 from factory.run import jobs
 from factory.run.folder import RunFolder, fresh, is_held, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
 from factory.run.screen import Screen
 from factory.run.swept import Outcome, Record, Recorded, SweepFolder, code_of
-from factory.schema import Sweep, Tracking
 from factory.tracking import later, ledger
 from factory.tracking.spec import shows
 from factory.tracking.tracker import said
-from factory.words import pasted, program
 
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
 _NO_NAME = re.compile(r"[^\w.-]+", re.ASCII)  # what Hydra would have quoted

@@ -9,12 +9,12 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from factory import compose
 from factory.compare.runs import of_report
+from factory.config import compose
+from factory.config.typed import to_tree
 from factory.execute.__main__ import FAILED, FINISHED
 from factory.execute.context import append
 from factory.run.folder import RunFolder, read_json, write_whole
-from factory.typed import to_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from factory import __version__, schema
+from factory import __version__
+from factory.config import schema
+from factory.config.line import name_of
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
 from factory.inference.text import written
 from factory.inference.types import Overloaded, Seen, Stopping, Unable
-from factory.line import name_of
 from factory.serve import answers, errors, wire
 from factory.serve.answers import Delta, Watch
 from factory.serve.asked import Desk, rendered

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from factory import schema
+from factory.config import schema
+from factory.config.refusal import UserError
 from factory.data.formats import order
 from factory.data.record import BadRow, Message, ToolCall
 from factory.inference.grammar import grammar
 from factory.inference.prompts import Conversation
 from factory.inference.room import Room
 from factory.inference.types import Request, Sampling
-from factory.refusal import UserError
 from factory.serve import wire
 from factory.serve.errors import bad, too_long, unknown_model
 from factory.serve.images import Fetcher

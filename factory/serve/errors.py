@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from factory.refusal import did_you_mean
+from factory.config.refusal import did_you_mean
 
 _RETRY = 2  # seconds
 

@@ -9,9 +9,9 @@ from types import FrameType
 
 import uvicorn
 
-from factory import schema
+from factory.config import schema
+from factory.config.refusal import UserError, refusal, refuse
 from factory.inference.room import Room, to_stderr
-from factory.refusal import UserError, refusal, refuse
 from factory.serve.app import app
 from factory.serve.guard import is_own
 from factory.stopping import answer

@@ -4,12 +4,12 @@ import importlib.util
 import logging
 import warnings
 
-from factory import schema
-from factory.extras import install
+from factory.config import schema
+from factory.config.extras import install
+from factory.config.refusal import refuse
+from factory.config.settings import Settings
 from factory.inference import asked
-from factory.plan import Plan
-from factory.refusal import refuse
-from factory.settings import Settings
+from factory.plan.plan import Plan
 
 
 def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -> int:

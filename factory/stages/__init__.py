@@ -4,7 +4,7 @@ A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.
 - `UNIT = "samples"` where its loss is not the mean over trained tokens,
 - `parts_rows(own)`, true where its loss is by the length of a batch's rows, which then do not stand in one,
 - `METRICS`, what else than the loss of held-out rows can say which model is best; higher is better,
-- `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.heads`),
+- `heads(arch)`, the heads that it trains beside the language model's, by their tensors' names (`factory.plan.heads`),
 - `resolved(own)`, its own keys with values in the place of those that are left open,
 - `WRITES = False` where it does not read the language model's head, which is frozen then,
 - `SEQUENCES = 2` where a sample is trained as two, and `JUDGED = 1` where one more goes forward only,

@@ -1,7 +1,7 @@
 """How a stage counts: rows of a step, sequences of a sample, what its loss is the mean over."""
 
-from factory import registry
-from factory.plan import Train
+from factory.config import registry
+from factory.plan.plan import Train
 from factory.stages.loss import Unit
 
 

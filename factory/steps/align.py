@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from factory import registry
+from factory.config import registry
 from factory.data.encoding import EncoderSpec, spec_of
 from factory.data.media import processor_spec
 from factory.data.prepare import Prepared, Progress, prepare
 from factory.execute.context import Run
-from factory.plan import Align, Plan
+from factory.plan.plan import Align, Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from factory import own_base
+from factory.config.refusal import refuse
 from factory.execute.context import Run
 from factory.own_base import OwnBase
-from factory.refusal import refuse
 from factory.steps.attach import attach
 from factory.steps.proofs import judged, moved, token_losses
 

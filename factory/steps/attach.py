@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from factory import heads, own_base, registry
+from factory import own_base
 from factory.ahead import card
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.architecture.fit import other_layers, other_shape, places_of
+from factory.config import registry
+from factory.config.refusal import refuse
+from factory.config.typed import Reader
 from factory.execute.context import Run
 from factory.execute.memory import is_exhausted
+from factory.plan import heads
+from factory.plan.vocabulary import as_said, grown
 from factory.quantizers.spec import stays_quantized
 from factory.ranks.spec import reads_on_host
-from factory.refusal import refuse
 from factory.steps import source, unsloth
 from factory.steps.kernels import (
     compile_layers,
@@ -27,8 +31,6 @@ from factory.steps.kernels import (
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
-from factory.typed import Reader
-from factory.vocabulary import as_said, grown
 
 
 def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:

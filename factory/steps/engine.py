@@ -6,15 +6,15 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from factory import registry
 from factory.architecture import Architecture
+from factory.config import registry
+from factory.config.schema import Strategy
 from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.methods.parts import beside_text
 from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
-from factory.schema import Strategy
 from factory.stages.loss import REFERENCE_POINT, Metrics, Watched
 from factory.stages.rows import unit
 from factory.steps.attach import method_settings

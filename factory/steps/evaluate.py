@@ -7,7 +7,8 @@ from itertools import chain
 from math import isfinite
 from typing import Any, TypeVar
 
-from factory import registry
+from factory.config import registry
+from factory.config.refusal import refuse
 from factory.data import batches
 from factory.data.dataset import Dataset as Rows
 from factory.data.dataset import Samples
@@ -17,8 +18,7 @@ from factory.evaluation import rows
 from factory.evaluation.windows import part, windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
-from factory.heads import writes
-from factory.refusal import refuse
+from factory.plan.heads import writes
 from factory.stages.loss import Watched, over_ranks
 from factory.stages.rows import unit
 from factory.steps.feed import autocast, collating

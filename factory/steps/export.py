@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base
+from factory import own_base
+from factory.config.refusal import refuse
 from factory.execute.checkpoint import save_tokenizer
 from factory.execute.context import Run
 from factory.export import card, hub, modelfile
 from factory.export.folder import forget_the_dead, in_place
 from factory.export.tokens import tokens
-from factory.refusal import refuse
+from factory.plan import heads
 from factory.run.folder import base_config
 from factory.stages.rm.spec import SCORE
 from factory.steps import apart as far

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from factory import registry, schedules
+from factory import schedules
 from factory.ahead import card
 from factory.attention import LENGTHS_ON_DEVICE, VARLEN
+from factory.config import registry
 from factory.data import batches, stream
 from factory.execute.context import Run
-from factory.plan import Plan, Train
+from factory.plan.plan import Plan, Train
 from factory.stages.rows import compares, rows_per_step
 from factory.steps.pack import Dataset
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from factory import registry
+from factory.config import registry
 from factory.data import batches
 from factory.data.dataset import Example, alone
 from factory.estimate.speed import precision
 from factory.execute.context import Run
-from factory.heads import writes
+from factory.plan.heads import writes
 from factory.steps.feed import autocast, collating
 from factory.steps.kernels import rounded_by_row, whole_float32, without_dropout
 from factory.steps.pack import Dataset

@@ -7,11 +7,11 @@ from itertools import cycle
 from typing import Any
 
 from factory.architecture import Architecture
+from factory.config.refusal import refuse
 from factory.estimate.heap import gives_back
 from factory.execute.memory import give_back
 from factory.kernels import LIGER_WITHOUT_ROPE
-from factory.plan import Patch, Steps
-from factory.refusal import refuse
+from factory.plan.plan import Patch, Steps
 
 # of a checkpointed layer: what it runs in at first, and when it runs again
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from factory import registry, templates
+from factory import templates
+from factory.config import registry
+from factory.config.parsed import json_of
+from factory.config.refusal import UserError, refuse
 from factory.execute.context import Run
-from factory.parsed import json_of
-from factory.plan import Load, Plan
-from factory.refusal import UserError, refuse
+from factory.plan.plan import Load, Plan
 from factory.run.folder import base_config
 from factory.steps import source
 from factory.steps.vocabulary import add_tokens, tokens_of

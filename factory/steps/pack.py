@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factory import registry, templates
+from factory import templates
+from factory.config import registry
+from factory.config.refusal import refuse
 from factory.data import known, mix, proof
 from factory.data.batches import examples
 from factory.data.dataset import Example, Samples, dataset
@@ -21,8 +23,7 @@ from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
 from factory.execute.report import mostly_dropped
-from factory.plan import Pack, Plan, Train
-from factory.refusal import refuse
+from factory.plan.plan import Pack, Plan, Train
 from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned
 

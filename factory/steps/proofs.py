@@ -15,12 +15,14 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base, saved_adapter
+from factory import own_base, saved_adapter
 from factory.architecture import Architecture, Shape
+from factory.config.words import counted
 from factory.data.batches import halves
 from factory.estimate.speed import precision
 from factory.execute import checkpoint
 from factory.execute.context import Run
+from factory.plan import heads
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.folder import MANIFEST, base_config, read_json
 from factory.stages.rows import samples_answers
@@ -33,7 +35,6 @@ from factory.steps.pack import Dataset
 from factory.steps.quantize import quantize
 from factory.steps.reference import Reference, is_bare_base, kept, keys_of
 from factory.steps.walk import model_class
-from factory.words import counted
 
 # nats a token, on average, by which arithmetic in 16 bits alone moves losses, twice over (docs/measurements.md)
 _IN_16_BITS = 0.1

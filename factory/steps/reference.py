@@ -14,10 +14,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from factory.config.refusal import refuse
 from factory.data import batches
 from factory.data.dataset import IGNORED, OF_ANSWERS, TRAINED_AT
 from factory.execute.context import Run
-from factory.refusal import refuse
 from factory.run.folder import unwritable
 from factory.steps.feed import autocast, collating, feed, total_steps
 from factory.steps.kernels import multiplying_as_trained

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from factory import heads, own_base, registry
+from factory import own_base
 from factory.architecture import Architecture
+from factory.config import registry
+from factory.config.own import without_place
 from factory.execute.checkpoint import refusal_of, save_tokenizer, take_place, write_errors
 from factory.execute.context import Run
 from factory.export.reading import reading
-from factory.own import without_place
+from factory.plan import heads
 from factory.ranks.spec import SPLIT
 from factory.run.folder import base_config, open_as
 from factory.steps.attach import has_own_base, method_settings

@@ -12,13 +12,13 @@ from typing import Any
 
 from factory import benchmarks
 from factory.benchmarks.prompts import Prompter
+from factory.config.refusal import refuse
+from factory.config.words import counted
 from factory.evaluation import generate, harness, rows
 from factory.evaluation.generate import Answered, Prompt, Scorer
 from factory.execute.context import Run
-from factory.refusal import refuse
 from factory.steps.feed import autocast
 from factory.steps.pack import Dataset
-from factory.words import counted
 
 
 @dataclass(frozen=True, slots=True)

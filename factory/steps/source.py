@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from factory import cache
+from factory.config.hub import lost
+from factory.config.refusal import UserError, caused, refuse
 from factory.execute.context import Run
-from factory.hub import lost
-from factory.look.model import check_whole
-from factory.plan import Load
-from factory.refusal import UserError, caused, refuse
+from factory.plan.inspect.model import check_whole
+from factory.plan.plan import Load
 from factory.tied import tie_worker
 
 _CONVERTED = ("package", "gguf")  # sources that are GGUF files

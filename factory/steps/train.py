@@ -7,14 +7,15 @@ from functools import partial
 from math import ceil, isfinite, nan
 from typing import Any, NamedTuple
 
-from factory import registry, schedules
+from factory import schedules
 from factory.ahead import arrival, runs_ahead, sent
 from factory.architecture import Architecture
+from factory.config import registry
+from factory.config.refusal import UserError, refuse
 from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
-from factory.plan import Train
-from factory.refusal import UserError, refuse
+from factory.plan.plan import Train
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step, sequences
 from factory.steps.accounts import check_tokens

@@ -8,9 +8,10 @@ mask (`models/llama.py`, LlamaModel_fast_forward). What it does not do is refuse
 import os
 from typing import Any
 
-from factory import cache, registry
+from factory import cache
 from factory.ahead import card
 from factory.architecture import Architecture
+from factory.config import registry
 from factory.execute.context import Run
 from factory.methods.lora.targets import targets
 from factory.steps import source

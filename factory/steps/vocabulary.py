@@ -1,11 +1,11 @@
-"""Growing the vocabulary of a tokenizer and of a model, as factory/vocabulary.py says."""
+"""Growing the vocabulary of a tokenizer and of a model, as factory/plan/plan/vocabulary.py says."""
 
 from collections.abc import Iterator
 from math import sqrt
 from typing import Any
 
-from factory.refusal import refuse
-from factory.vocabulary import Vocabulary
+from factory.config.refusal import refuse
+from factory.plan.vocabulary import Vocabulary
 
 # how far a new row lies from the mean, as a share of the old rows' covariance (Hewitt 2021, "Initializing New Word
 # Embeddings for Pretrained Language Models": x ~ N(mean, 1e-5 covariance)); near the mean the new tokens start

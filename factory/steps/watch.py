@@ -4,17 +4,17 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from factory.config.line import again, setting
+from factory.config.refusal import refuse
+from factory.config.words import counted
 from factory.data import batches, stream
 from factory.data.dataset import Dataset as Rows
 from factory.execute.context import Run
-from factory.line import again, setting
-from factory.plan import Plan, Train
+from factory.plan.plan import Plan, Train
 from factory.ranks.spec import ZERO
-from factory.refusal import refuse
 from factory.run.folder import RunFolder
 from factory.steps.engine import Engine
 from factory.steps.pack import Dataset
-from factory.words import counted
 
 _ALIVE_WITHIN = 2  # optimizer updates: a LoRA A has no gradient until its B has moved
 _DECAY = 0.9  # of the running mean, which so is of about the last ten losses

@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 from factory import saved_adapter
+from factory.config.refusal import refuse
 from factory.data.media import processor_spec
 from factory.inference.prompts import Prompts
 from factory.inference.room import OWN, Opening, Room, behind
-from factory.refusal import refuse
 from factory.steps import source
 from factory.steps.feed import autocast
 

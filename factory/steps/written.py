@@ -10,12 +10,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from factory.config.refusal import refuse
+from factory.config.schema import Quantization
 from factory.execute.checkpoint import save_tokenizer
 from factory.execute.context import Run
 from factory.export import card, gguf, spec
 from factory.export.tokens import Tokens
-from factory.refusal import refuse
-from factory.schema import Quantization
 from factory.stages.rm.spec import SCORE
 from factory.steps.evaluate import TOKEN_ROUNDING
 from factory.steps.proofs import judged, moved, token_losses

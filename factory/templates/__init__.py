@@ -3,8 +3,8 @@
 from functools import cache
 from pathlib import Path
 
-from factory import own
-from factory.refusal import UserError, refuse
+from factory.config import own
+from factory.config.refusal import UserError, refuse
 from factory.templates import types
 from factory.templates.types import Template, ToolText
 

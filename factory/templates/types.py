@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from factory.parsed import yaml_of
-from factory.refusal import UserError
+from factory.config.parsed import yaml_of
+from factory.config.refusal import UserError
+from factory.config.typed import Reader
 from factory.templates.slots import SPECIAL, around, slots
-from factory.typed import Reader
 
 _HERE = Path(__file__).parent
 

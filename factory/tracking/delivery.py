@@ -10,7 +10,7 @@ from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger, counts, parsed, told
 from factory.tracking.spec import TOOLS

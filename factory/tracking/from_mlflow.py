@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from factory.refusal import first_line
+from factory.config.refusal import first_line
 from factory.run.folder import RunFolder, is_no_store
 from factory.tracking.ledger import run_ids
 

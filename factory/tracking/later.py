@@ -5,18 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from factory.config.redact import secret_in
+from factory.config.refusal import Refusal, UserError, refusal, refuse
+from factory.config.schema import Tracking
+from factory.config.typed import to_tree
+from factory.config.words import counted
 from factory.execute.report import as_json
-from factory.plan import Plan, read_plan
-from factory.redact import secret_in
-from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.plan.plan import Plan, read_plan
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.swept import SweepFolder
-from factory.schema import Tracking
 from factory.tracking import ledger, spec
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import said
-from factory.typed import to_tree
-from factory.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

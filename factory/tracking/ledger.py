@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from factory.config.schema import Tracking
 from factory.run.folder import RunFolder, read_json, write_whole
-from factory.schema import Tracking
 
 _OTHERS = "elsewhere"  # in tracking.json: the ledgers of other addresses
 

@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 
+from factory.config.schema import Tracking
+from factory.config.words import program
 from factory.inference.asked import name_of
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.run.folder import sqlite_file
-from factory.schema import Tracking
-from factory.words import program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import psutil
 
+from factory.config.refusal import UserError
+from factory.config.schema import Tracking
 from factory.execute.context import append
-from factory.look.machine import of_nvidia
-from factory.refusal import UserError
+from factory.plan.inspect.machine import of_nvidia
 from factory.run.folder import RunFolder
-from factory.schema import Tracking
 
 _MB = 1e6
 _QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"  # of nvidia-smi

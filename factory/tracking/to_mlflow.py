@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from factory import locks
+from factory.config.redact import redacted, without_secrets
+from factory.config.schema import Tracking
+from factory.config.typed import to_tree, whole
 from factory.execute.report import as_json
-from factory.plan import Plan
-from factory.redact import redacted, without_secrets
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder, is_no_store
-from factory.schema import Tracking
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
 from factory.tracking.from_mlflow import client_of
 from factory.tracking.ledger import Ledger, whole_lines
 from factory.tracking.spec import database, title
-from factory.typed import to_tree, whole
 
 _LONGEST_PARAMETER = 6000
 _NO_NAME = re.compile(r"[^\w\-. /]")  # what no name of a parameter or a metric may hold

@@ -9,9 +9,9 @@ from typing import Any
 from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 from tensorboardX.summary import hparams  # pyright: ignore[reportMissingImports]
 
+from factory.config.redact import redacted, without_secrets
 from factory.execute.report import as_json
-from factory.plan import Plan
-from factory.redact import redacted, without_secrets
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger
 from factory.tracking.to_mlflow import hyperparameters, measured

@@ -5,9 +5,9 @@ from typing import Any
 
 import wandb  # pyright: ignore[reportMissingImports]
 
+from factory.config.redact import redacted, without_secrets
 from factory.execute.report import as_json
-from factory.plan import Plan
-from factory.redact import redacted, without_secrets
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder
 from factory.tracking.ledger import Ledger
 from factory.tracking.spec import title

@@ -6,9 +6,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from factory.plan import Plan
-from factory.redact import redacted
-from factory.refusal import caused
+from factory.config.redact import redacted
+from factory.config.refusal import caused
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder
 from factory.tracking import ledger
 from factory.tracking.delivery import Delivery

@@ -6,12 +6,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from factory import compose, settings
-from factory.compose import unread
-from factory.compose.calling import hydra_main
-from factory.line import group_of, name_of, run_of, setting
-from factory.redact import redacted
-from factory.refusal import Refusal, UserError, refusal, refuse
+from factory.config import compose, settings
+from factory.config.compose import unread
+from factory.config.compose.calling import hydra_main
+from factory.config.line import group_of, name_of, run_of, setting
+from factory.config.redact import redacted
+from factory.config.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import is_mlflow_id
 
 # the verbs that read a group of keys of their own

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory import compose, diff
-from factory.anew import Anew, compiled
+from factory.config import compose
+from factory.config.line import name_of
+from factory.config.refusal import UserError, refuse
+from factory.config.typed import convert, to_tree
 from factory.execute.__main__ import REFUSED
-from factory.line import name_of
-from factory.plan import Plan, to_json, to_yaml
-from factory.refusal import UserError, refuse
+from factory.plan import diff
+from factory.plan.anew import Anew, compiled
+from factory.plan.plan import Plan, to_json, to_yaml
 from factory.run.advice import cheapest
-from factory.typed import convert, to_tree
 from factory.verbs import composed as composed_of
 from factory.verbs import parsed, refuse_unread, settings_of
 from factory.verbs.train import of_recipe, of_sweep
@@ -147,7 +148,7 @@ def _diff(arguments: list[str]) -> int:
     if chosen.plan.format == "json":
         print(json.dumps(diff.as_json(found), ensure_ascii=False))
     else:
-        from factory.diff_shown import as_text
+        from factory.plan.diff_shown import as_text
         from factory.run.screen import console
 
         print(as_text(found, (names[0], names[1]), console().width))

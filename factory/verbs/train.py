@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from factory import compose, schema
-from factory.anew import Anew, compiled
-from factory.compile.replayed import lacking
+from factory.config import compose, schema
+from factory.config.line import name_of, names_a_folder, setting, unquoted
+from factory.config.refusal import Refusal, UserError, refusal, refuse
+from factory.config.typed import to_tree
+from factory.config.words import program
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
-from factory.line import name_of, names_a_folder, setting, unquoted
-from factory.look.machine import look_at_machine
-from factory.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
+from factory.plan.anew import Anew, compiled
+from factory.plan.inspect.machine import look_at_machine
+from factory.plan.plan import PLAN_EXAMPLE, Plan, Verb, read_plan
+from factory.plan.replayed import lacking
 from factory.ranks.outer import refuse_outer, run_as_rank
 from factory.ranks.world import from_environment, launched
-from factory.refusal import Refusal, UserError, refusal, refuse
 from factory.run.folder import RunFolder, fresh, last_here, taken
 from factory.run.swept import SweepFolder
-from factory.typed import to_tree
 from factory.verbs import composed as composed_of
 from factory.verbs import our_mistake, parsed, refuse_unread, settings_of
-from factory.words import program
 
 if TYPE_CHECKING:
     from factory.run.sweep import Verbs

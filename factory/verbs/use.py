@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from factory import compose, schema, settings
-from factory.anew import compiled
-from factory.line import name_of
-from factory.plan import Plan, Verb
-from factory.refusal import UserError, refusal
-from factory.untrained import exported, untrained
+from factory.config import compose, schema, settings
+from factory.config.line import name_of
+from factory.config.refusal import UserError, refusal
+from factory.plan.anew import compiled
+from factory.plan.plan import Plan, Verb
+from factory.plan.untrained import exported, untrained
 from factory.verbs import composed as composed_of
 from factory.verbs import parsed, refuse_unread, settings_of
 from factory.verbs.train import done_once, in_a_folder

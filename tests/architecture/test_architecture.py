@@ -8,7 +8,7 @@ import tiny
 from families import SMALL
 
 from factory.architecture import architecture
-from factory.refusal import UserError
+from factory.config.refusal import UserError
 
 
 def test_the_saved_models_tensors_are_the_planned(tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from families import BIASED, CASES, SMALL, TIED, UNTIED, built, name, of
 
 from factory.architecture import FAMILIES, Architecture, architecture
 from factory.architecture.dense import ALIASES
-from factory.refusal import UserError
+from factory.config.refusal import UserError
 from factory.steps.walk import walk
 
 

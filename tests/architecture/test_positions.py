@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from factory import models
 from factory.architecture import architecture
 from factory.architecture.positions import alike, reach, scalings
+from factory.config import models
 
 WINDOWED = {"full_attention": {"rope_type": "linear", "factor": 2.0}, "sliding_attention": {"rope_type": "default"}}
 

@@ -9,8 +9,8 @@ import torch
 from conftest import compiled
 from families import KINDS, built_of, roomy
 
-from factory import registry
 from factory.architecture import architecture
+from factory.config import registry
 from factory.losses import causal_lm
 from factory.methods.badam import spec as badam
 from factory.methods.freeze import spec as freeze

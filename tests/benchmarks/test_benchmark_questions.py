@@ -11,8 +11,8 @@ import made_questions as made
 import pytest
 
 from factory.benchmarks import NAMES, benchmark, questions, read
-from factory.hub import lost
-from factory.refusal import UserError
+from factory.config.hub import lost
+from factory.config.refusal import UserError
 
 
 def refused(name: str, source: Path | str | None, shots: int = 5) -> tuple[str, str]:

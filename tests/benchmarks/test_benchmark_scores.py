@@ -16,7 +16,7 @@ from factory import benchmarks
 from factory.benchmarks import score
 from factory.benchmarks.prompts import Prompter
 from factory.benchmarks.result import Result
-from factory.refusal import UserError
+from factory.config.refusal import UserError
 
 CONTEXT = 2048
 WINDOW = {"sliding_window": 24}

@@ -10,9 +10,9 @@ from string import Formatter
 import pytest
 import yaml
 
-from factory import registry, settings
 from factory.board import fields, said
-from factory.words import between, duration
+from factory.config import registry, settings
+from factory.config.words import between, duration
 
 TRANSLATED = [language for language in said.LANGUAGES if language != "en"]
 FOLDER = Path(said.__file__).parent / "words"

@@ -9,7 +9,7 @@ import browsing
 import pytest
 
 from factory.board.planned import Planner
-from factory.plan import to_yaml
+from factory.plan.plan import to_yaml
 
 pytestmark = pytest.mark.slow
 ROWS = '{"instruction": "Name a river.", "output": "The Rhine."}\n' * 20

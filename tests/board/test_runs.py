@@ -13,8 +13,8 @@ import pytest
 from factory.board.planned import Planner
 from factory.board.runs import Runs, _Processes
 from factory.board.votes import Votes
-from factory.plan import to_yaml
-from factory.refusal import UserError, refuse
+from factory.config.refusal import UserError, refuse
+from factory.plan.plan import to_yaml
 from factory.run.folder import OUTPUTS, SWEEPS, RunFolder, runs_here
 from factory.run.swept import SweepFolder
 

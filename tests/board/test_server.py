@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from factory import compose, schema
 from factory.board import server
-from factory.refusal import UserError
-from factory.typed import Reader
+from factory.config import compose, schema
+from factory.config.refusal import UserError
+from factory.config.typed import Reader
 
 NAMES = ("evil.example", "localhost:7860", "127.0.0.1:7860")
 

@@ -21,7 +21,7 @@ from factory.board.tabs import compare, configure, evaluate  # noqa: E402
 from factory.board.tabs import train as train_tab  # noqa: E402
 from factory.board.talking import Can  # noqa: E402
 from factory.board.votes import Votes  # noqa: E402
-from factory.plan import to_yaml  # noqa: E402
+from factory.plan.plan import to_yaml  # noqa: E402
 
 OUTSIDE = ("data=file", "data.path=/etc/passwd")
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from factory import schema
 from factory.chat.talk import Talk, Wrong
+from factory.config import schema
 
 GENERATION = schema.Generation(temperature=0.7, top_p=0.9, top_k=None, max_tokens=8, seed=3, stop=())
 

@@ -12,10 +12,10 @@ from factory.compare import found
 from factory.compare.comparison import compared
 from factory.compare.labels import labels
 from factory.compare.runs import Run
-from factory.refusal import UserError
+from factory.config.refusal import UserError
+from factory.config.words import program
 from factory.run.folder import RunFolder
 from factory.run.swept import Record, Recorded, SweepFolder
-from factory.words import program
 
 NONE = side_by_side.tracking(None)
 

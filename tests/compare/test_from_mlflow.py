@@ -12,10 +12,10 @@ from factory.compare import found
 from factory.compare.comparison import compared
 from factory.compare.page import page
 from factory.compare.runs import Run
-from factory.plan import read_plan
-from factory.refusal import UserError
+from factory.config.refusal import UserError
+from factory.config.schema import Tracking
+from factory.plan.plan import read_plan
 from factory.run.folder import RunFolder
-from factory.schema import Tracking
 from factory.tracking import ledger
 from factory.tracking.delivery import Delivery
 from factory.tracking.to_mlflow import connect

@@ -14,11 +14,11 @@ import side_by_side
 from rich.console import Console
 from test_compare_judged import ROUGE, comparison, measured
 
-from factory import diff
 from factory.compare import plots, terminal, written
 from factory.compare.comparison import Comparison
 from factory.compare.page import page
 from factory.compare.plots import Series
+from factory.plan import diff
 
 EVIL = "[x] it [broke] <script>alert(1)</script> | here."
 
@@ -200,8 +200,8 @@ def test_curves_that_coincide_share_their_line() -> None:
 )
 def test_the_format_follows_the_name(keys: dict[str, Any], wanted: str | None, here: Path) -> None:
     from factory.compare.show import chosen
-    from factory.refusal import UserError
-    from factory.schema import Compare
+    from factory.config.refusal import UserError
+    from factory.config.schema import Compare
 
     if wanted is None:
         with pytest.raises(UserError, match="compare-out"):

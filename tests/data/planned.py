@@ -10,7 +10,7 @@ import tiny
 from factory.data import read
 from factory.data.encoding import EncoderSpec, spec_of
 from factory.data.record import Kind
-from factory.plan import Align, Pack, PlannedSource
+from factory.plan.plan import Align, Pack, PlannedSource
 
 
 def planned(**changes: Any) -> PlannedSource:

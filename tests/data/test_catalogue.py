@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from conftest import compiled, refusals
 
+from factory.config.refusal import UserError
+from factory.config.schema import Source
 from factory.data import formats
 from factory.data.catalogue import expand, sources
 from factory.data.read import rows
-from factory.look.data import look_at_data
-from factory.refusal import UserError
-from factory.schema import Source
+from factory.plan.inspect.data import look_at_data
 
 
 def catalogue(folder: Path, **entries: Any) -> str:

@@ -14,7 +14,7 @@ from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, data
 from factory.data.encoding import EncodedRow, Tokens
 from factory.data.prepare.store import Side
 from factory.data.record import Kind
-from factory.plan import PlannedSource
+from factory.plan.plan import PlannedSource
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from factory import templates
 from factory.data.encoding import EncodedRow, Encoder, EncoderSpec, Tokens, spec_of
 from factory.data.record import BadRow, Kind, Message, Record
 from factory.data.truncate import TooLong
-from factory.plan import Pack
+from factory.plan.plan import Pack
 
 MARKED = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
 {% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}\

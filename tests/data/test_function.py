@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from factory.config.refusal import UserError
 from factory.data import function
 from factory.data.function import READ_WHOLE, look, rows
-from factory.refusal import UserError
 
 CODE = """
 import json

@@ -10,10 +10,10 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
+from factory.config.refusal import UserError
 from factory.data import hub
 from factory.data.read import source_rows
-from factory.plan import PlannedSource
-from factory.refusal import UserError
+from factory.plan.plan import PlannedSource
 
 ROWS = [{"text": f"row {number}", "n": number} for number in range(2500)]
 

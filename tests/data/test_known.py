@@ -8,7 +8,7 @@ import pytest
 from conftest import compiled
 
 from factory.data import known
-from factory.plan import Range
+from factory.plan.plan import Range
 
 DATA = ("data=file", "data.path=rows.txt", "stage=pt", "stage.num_epochs=3", "stage.batch_size=2")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planned import align, planned
 
 from factory.data import mix
-from factory.plan import held_out_rows
+from factory.plan.plan import held_out_rows
 
 
 def digests(*texts: Any) -> mix.Ranks:

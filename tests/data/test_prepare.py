@@ -21,13 +21,13 @@ import pytest
 import tiny
 from planned import align, pack, planned, questions, spec, written
 
+from factory.config.refusal import UserError
 from factory.data import formats, mix, prepare, read
 from factory.data.encoding import EncoderSpec
 from factory.data.prepare import Prepared, aligning_of, store, workers
 from factory.data.prepare.workers import Workers
 from factory.data.record import BadRow
-from factory.plan import PlannedSource
-from factory.refusal import UserError
+from factory.plan.plan import PlannedSource
 
 BAD: dict[str, Any] = {"instruction": "What?", "output": 3}
 

@@ -17,7 +17,7 @@ from factory.data import prepare, proof
 from factory.data.encoding import Encoder, spec_of
 from factory.data.prepare.store import Prepared, Side
 from factory.data.record import Kind
-from factory.plan import PlannedSource
+from factory.plan.plan import PlannedSource
 
 MARKED: dict[str, Any] = {
     "messages": [

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factory.config.refusal import UserError
 from factory.data import function
 from factory.data.formats import FORMATS, BadRow, Record, align
 from factory.data.read import Broken, Mended, digest, files, objects, rows, sample, source_digest, source_rows
-from factory.plan import PlannedSource
-from factory.refusal import UserError
+from factory.plan.plan import PlannedSource
 
 A, B = {"text": "one"}, {"text": "zwei ü"}
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (A, B)).encode()

@@ -281,7 +281,7 @@ def test_a_row_without_images_needs_no_processor() -> None:
 
 
 def test_a_processor_that_tells_nothing_is_refused(tmp_path: Path) -> None:
-    from factory.refusal import UserError
+    from factory.config.refusal import UserError
 
     class Silent(Wide):
         def __call__(self, kind: str, text: list[str], rows: list[list[Any]], **_: Any) -> dict[str, Any]:

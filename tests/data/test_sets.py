@@ -12,13 +12,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from factory import compose, groups, settings
+from factory.config import compose, groups, settings
+from factory.config.groups import CONF
+from factory.config.schema import Source
 from factory.data import formats
 from factory.data.record import Kind, Record
 from factory.demo import images
-from factory.groups import CONF
-from factory.look.data import look_at_data
-from factory.schema import Source
+from factory.plan.inspect.data import look_at_data
 
 FOLDER = CONF / "data"
 GENERIC = ("demo", "file", "function", "llamafactory")

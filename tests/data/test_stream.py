@@ -9,14 +9,14 @@ import pytest
 import tiny
 from planned import align, pack, questions, spec, written
 
+from factory.config.refusal import UserError
 from factory.data import mix, prepare
 from factory.data.batches import Prefetcher
 from factory.data.dataset import IGNORED, Example, Labelled, Pair, Sample
 from factory.data.prepare.workers import Workers
 from factory.data.record import Kind
 from factory.data.stream import Position, Stream
-from factory.plan import PlannedSource, held_out_rows
-from factory.refusal import UserError
+from factory.plan.plan import PlannedSource, held_out_rows
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from factory import doctor, extras
+from factory import doctor
+from factory.config import extras
 from factory.doctor import checks
 
 SEGFAULT = "import ctypes; ctypes.string_at(0)"

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from conftest import compiled
 
-from factory import chunks, registry
+from factory import chunks
 from factory.architecture import architecture
-from factory.plan import Plan
+from factory.config import registry
+from factory.plan.plan import Plan
 from factory.steps.attach import method_settings
 
 GPU = ("hardware=h100_80gb", "stage=pt", "data.packing=true")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from conftest import compiled
 
-from factory import registry
 from factory.architecture import architecture
+from factory.config import registry
 from factory.estimate import flops
 from factory.methods.parts import of_parts
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.steps.attach import method_settings
 
 LAYERS = 8

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from conftest import compiled
 
+from factory.config.words import between, duration
 from factory.estimate import speed
 from factory.estimate.speed import Like, bounds
-from factory.facts import Machine, Measured
-from factory.plan import Plan, Range
-from factory.words import between, duration
+from factory.plan.facts import Machine, Measured
+from factory.plan.plan import Plan, Range
 
 CPU = ("hardware=cpu", "hardware.threads=2", "stage=pt", "data.max_length=512", "precision=bf16", "stage.max_steps=10")
 MACHINE = Machine(threads=2, available_bytes=2**33, cpu_bf16=True, gpus=(), packages={}, hub_token=False, cpu="EPYC")

@@ -10,10 +10,10 @@ import tiny
 from allocated import most_allocated
 from conftest import compiled
 
-from factory import registry
 from factory.architecture import architecture
+from factory.config import registry
 from factory.estimate.step import Step, step
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.steps.attach import method_settings
 
 ROWS, LENGTH = 2, 192

@@ -21,13 +21,13 @@ from rich.console import Console
 from factory.attention.segments import with_masks
 from factory.compare.columns import columns
 from factory.compare.judged import apart
+from factory.config.refusal import UserError
 from factory.data.encoding import EncoderSpec, Ends
 from factory.evaluation import harness, rows
 from factory.execute.verify import verify
 from factory.logits import text_model
-from factory.look.machine import installed_version
-from factory.plan import PlannedHarness
-from factory.refusal import UserError
+from factory.plan.inspect.machine import installed_version
+from factory.plan.plan import PlannedHarness
 from factory.run import report_shown
 from factory.tracking import to_mlflow
 

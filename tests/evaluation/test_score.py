@@ -11,6 +11,7 @@ from lettered_questions import lettered, questions
 from rich.console import Console
 
 from factory.attention.segments import with_masks
+from factory.config.refusal import UserError
 from factory.data.dataset import Example, Labelled, Pair
 from factory.data.encoding import Ends
 from factory.evaluation import generate, rows
@@ -18,7 +19,6 @@ from factory.evaluation.generate import Prompt
 from factory.execute.context import Interrupted
 from factory.logits import text_model
 from factory.metrics import text
-from factory.refusal import UserError
 from factory.run import report_shown
 from factory.tracking import to_mlflow
 

@@ -15,15 +15,15 @@ from conftest import refusals
 from safetensors import SafetensorError
 from test_methods import FITTING
 
-from factory import groups
+from factory.config import groups
+from factory.config.refusal import UserError
+from factory.config.words import size
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted
 from factory.execute.report import comparable, write_report
-from factory.plan import to_yaml
-from factory.refusal import UserError
+from factory.plan.plan import to_yaml
 from factory.run.folder import RunFolder, is_whole, write_whole
 from factory.steps import train
-from factory.words import size
 
 Execute = Callable[..., Any]
 STEPS, STOPPED = 7, 4

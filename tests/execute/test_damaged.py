@@ -9,9 +9,9 @@ import pytest
 from harms import cut, flip
 from test_checkpoint import LORA, ask_to_stop, assert_equal, at_step, die
 
+from factory.config.refusal import UserError
 from factory.execute import checkpoint
 from factory.execute.context import Interrupted
-from factory.refusal import UserError
 from factory.run.folder import RunFolder, before_saved_again, damage, is_whole, write_whole
 
 FILES = ("trained.safetensors", "optimizer.pt", "random.pt", "state.json")

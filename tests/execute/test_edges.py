@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import compiled
 
+from factory.config.refusal import UserError
 from factory.execute.verify import verify
-from factory.refusal import UserError
 from factory.run.folder import MANIFEST, RunFolder
 
 ONE_STEP = ("stage.max_steps=1", "stage.batch_size=2", "precision=fp32")

@@ -9,8 +9,8 @@ import pytest
 from mounts import in_memory, leave
 from test_checkpoint import SHORT, STEPS, assert_equal, at_step
 
+from factory.config.refusal import UserError
 from factory.execute import checkpoint
-from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.steps.engine import Engine
 
@@ -101,7 +101,7 @@ def test_what_fails_while_the_model_is_saved_is_told_as_what_it_is(
     """Of memory that was not enough a run tells what to do, as `memory.is_exhausted` finds it."""
     import torch
 
-    from factory import heads
+    from factory.plan import heads
 
     def fails(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from factory import cli, compose
+from factory import cli
+from factory.config import compose
 from factory.execute import executor
 from factory.execute.context import Run
-from factory.plan import Plan
+from factory.plan.plan import Plan
+from factory.plan.untrained import exported as of_export
 from factory.run.folder import RunFolder
-from factory.untrained import exported as of_export
 
 HERE = ("hardware=cpu", "tracking=none")
 SHORT = (

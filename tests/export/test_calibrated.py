@@ -12,10 +12,10 @@ import pytest
 import tiny
 from exporting import SHORT, exported, planned
 
+from factory.config.refusal import UserError
 from factory.execute.report import write_report
 from factory.execute.verify import verify
-from factory.look import machine as look
-from factory.refusal import UserError
+from factory.plan.inspect import machine as look
 
 Array = np.ndarray[Any, Any]
 NOT_BLOOMS = ("max_position_embeddings", "num_key_value_heads", "intermediate_size")  # words of a config.json

@@ -17,14 +17,14 @@ from exporting import HERE, SHORT, exported, files, planned
 from families import KINDS, built_of, roomy
 from forbidden import forbid
 
-from factory.compile import exporting as rules
+from factory.config.hub import lost
+from factory.config.refusal import UserError
 from factory.export import card, gguf, hub, modelfile
 from factory.export.folder import forget_the_dead
 from factory.export.spec import is_export
-from factory.hub import lost
-from factory.look import machine as look
-from factory.plan import read_plan, to_yaml
-from factory.refusal import UserError
+from factory.plan import exporting as rules
+from factory.plan.inspect import machine as look
+from factory.plan.plan import read_plan, to_yaml
 
 GEMMA = "gemma"
 # rule → words; what machine they need is in PRETENDED
@@ -72,8 +72,8 @@ def _start_over_four_bits(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from factory.config.schema import Quantization
     from factory.own_base import OwnBase, save
-    from factory.schema import Quantization
 
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')

@@ -12,9 +12,9 @@ import torch
 from exporting import exported, losses, planned
 from transformers import AddedToken
 
+from factory.config.refusal import UserError
 from factory.export import spec
 from factory.export.tokens import _SPLITS, _scores, _split, tokens
-from factory.refusal import UserError
 
 IDS = list(range(3, 60))
 SLOW = pytest.mark.slow

@@ -10,10 +10,11 @@ import torch
 from exporting import SHORT, exported, files, losses, planned
 from safetensors.torch import load_file
 
-from factory import compose, own_base
-from factory.anew import compiled
+from factory import own_base
+from factory.config import compose
+from factory.config.refusal import UserError
 from factory.execute.report import write_report
-from factory.refusal import UserError
+from factory.plan.anew import compiled
 
 Execute = Callable[..., Any]
 KINDS: dict[str, tuple[str, ...]] = {

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from test_methods import FITTING
 
 from factory.attention.segments import with_masks
+from factory.config.refusal import UserError
 from factory.data.dataset import IGNORED
 from factory.execute.report import as_json, write_report
 from factory.export import card
 from factory.logits import text_model
-from factory.refusal import UserError
+from factory.plan.saved import saved
 from factory.run.folder import RunFolder
 from factory.run.next_commands import next_commands
-from factory.saved import saved
 from factory.steps.export import ends
 
 Execute = Callable[..., Any]
@@ -143,7 +143,7 @@ def test_new_tokens_are_merged_into_a_larger_embedding(execute: Execute) -> None
 def test_a_reward_model_is_a_classifier_with_its_scores(execute: Execute) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    from factory import heads
+    from factory.plan import heads
 
     done = execute("method=lora", "method.rank=4", "stage=rm", *SHORT[:-1], "data.max_samples=16")
     told = exported("run=run", "export.dir=out")

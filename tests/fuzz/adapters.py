@@ -11,8 +11,8 @@ import tiny
 from conftest import COMPOSED
 
 from factory import cli, own_base
-from factory.look import walked
-from factory.look.model import look_at_adapter
+from factory.plan.inspect import walked
+from factory.plan.inspect.model import look_at_adapter
 from fuzz.mutation import as_json, changed, twisted
 
 _CONFIG = {

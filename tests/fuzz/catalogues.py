@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from factory.data import catalogue
-from factory.look.data import look_at_data
+from factory.plan.inspect.data import look_at_data
 from fuzz.mutation import as_json, twisted
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}

@@ -7,8 +7,9 @@ from pathlib import Path
 import tiny
 import yaml
 
-from factory import cli, compose, groups
+from factory import cli
 from factory.board import file
+from factory.config import compose, groups
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
 _PIECES = [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from factory.look import model, walked
+from factory.plan.inspect import model, walked
 from factory.steps import walk
 from fuzz.mutation import changed
 

@@ -11,7 +11,7 @@ from conftest import COMPOSED
 from families import DENSE, SMALL, TOKENS
 
 from factory import cli
-from factory.look import walked
+from factory.plan.inspect import walked
 from fuzz.adapters import safetensors
 from fuzz.mutation import as_json, changed, twisted
 
@@ -61,7 +61,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
             written("tokenizer.json", as_json(twisted(tokenizer, chance), chance))
         else:
             written("tokenizer_config.json", as_json(twisted(setup | {"chat_template": "{{ tools }}"}, chance), chance))
-        # another architecture is built in a process of its own: `tests/look` has that one's faults
+        # another architecture is built in a process of its own: `tests/plan/inspect` has that one's faults
         with mock.patch.object(walked, "_ask", lambda *_: {"found": None, "problem": "not asked here"}):
             cli._compiled(longer if what == 6 else composed, training=True)
         return "planned"

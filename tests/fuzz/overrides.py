@@ -9,10 +9,11 @@ from typing import Any
 import tiny
 from conftest import COMPOSED
 
-from factory import cli, compose, groups, settings
-from factory.line import spelt
-from factory.plan import to_yaml
-from factory.registry import names
+from factory import cli
+from factory.config import compose, groups, settings
+from factory.config.line import spelt
+from factory.config.registry import names
+from factory.plan.plan import to_yaml
 from fuzz.mutation import EXTREMES, changed
 
 _SLOW = 0.02  # of the cases: those that Hydra composes anew

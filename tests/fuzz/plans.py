@@ -10,13 +10,13 @@ import tiny
 import yaml
 from conftest import compiled
 
-from factory import diff, saved
-from factory.diff_shown import as_text
+from factory.config.typed import Reader
 from factory.execute.verify import verify
-from factory.look import reward
-from factory.plan import Plan, read_plan, to_json, to_yaml
+from factory.plan import diff, saved
+from factory.plan.diff_shown import as_text
+from factory.plan.inspect import reward
+from factory.plan.plan import Plan, read_plan, to_json, to_yaml
 from factory.run.folder import RunFolder
-from factory.typed import Reader
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
 

@@ -19,7 +19,7 @@ from factory.data.media import read_image, read_video
 from factory.data.media.audio import read_audio
 from factory.data.prepare.workers import Aligning, Block, encode
 from factory.data.record import BadRow, Kind
-from factory.plan import Frames
+from factory.plan.plan import Frames
 from fuzz.mutation import EXTREMES, changed, twisted
 
 _CALL = {"name": "look_up", "arguments": {"x": 1}}

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from factory.cache import folder as cache_folder
-from factory.look import machine
-from factory.refusal import UserError
+from factory.config.refusal import UserError
+from factory.plan.inspect import machine
 from fuzz.guard import Broken, guarded, little_memory, never_stuck
 
 Case = Callable[[random.Random], str]

@@ -8,9 +8,9 @@ from typing import Any
 
 import tiny
 
-from factory.plan import Load
+from factory.plan.plan import Load
+from factory.plan.vocabulary import added_tokens, tokens_in
 from factory.steps import load, source
-from factory.vocabulary import added_tokens, tokens_in
 from fuzz.mutation import as_json, twisted
 
 _NAMES = ("tokenizer.json", "tokenizer_config.json")

@@ -8,9 +8,9 @@ import yaml
 from conftest import COMPOSED
 
 from factory import cli
-from factory.imported import llamafactory
-from factory.imported.llamafactory.table import table as their_table
-from factory.imported.said import as_script
+from factory.config.imported import llamafactory
+from factory.config.imported.llamafactory.table import table as their_table
+from factory.config.imported.said import as_script
 from factory.verbs import use
 from fuzz.mutation import YAML_PIECES, changed, twisted
 

@@ -10,8 +10,8 @@ import torch
 from reads import Reads
 from test_methods import FITTING
 
-from factory.look.machine import installed_version
 from factory.optimizers.spec import NEEDS_GPU, PAGED_FROM
+from factory.plan.inspect.machine import installed_version
 from factory.rounding import rounded
 from factory.steps import train
 from factory.steps.engine import Engine

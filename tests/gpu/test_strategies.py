@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from factory.look.machine import installed_version
+from factory.plan.inspect.machine import installed_version
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 RUN = ("hardware=single_gpu", "precision=bf16", "stage.max_steps=6", "stage.warmup_ratio=0", "stage.logging_steps=1")

@@ -11,16 +11,16 @@ from serving import TINY, planned
 from test_saved import SHORT
 
 import factory
-from factory import compose, schema
-from factory.facts import Gpu
+from factory.config import compose, schema
+from factory.config.refusal import UserError
+from factory.config.typed import Bytes
 from factory.inference import asked
-from factory.look import machine as look
-from factory.plan import read_plan, to_yaml
-from factory.refusal import UserError
-from factory.saved import Saved
+from factory.plan.facts import Gpu
+from factory.plan.inspect import machine as look
+from factory.plan.plan import read_plan, to_yaml
+from factory.plan.saved import Saved
+from factory.plan.untrained import untrained
 from factory.serve import run
-from factory.typed import Bytes
-from factory.untrained import untrained
 from factory.verbs.use import to_write
 
 Said = Any

@@ -13,7 +13,7 @@ from factory.data.encoding import spec_of
 from factory.data.record import BadRow, Message, Record
 from factory.inference import calls
 from factory.inference.prompts import Conversation, Prompts
-from factory.plan import Pack
+from factory.plan.plan import Pack
 
 TOOL = {"name": "look_up", "description": "Looks a word up.", "parameters": {"type": "object", "properties": {}}}
 SAID: tuple[Message, ...] = (

@@ -13,11 +13,11 @@ import yaml
 from conftest import compiled
 from rich.console import Console
 
-from factory import compose, groups, models, schema
 from factory.architecture import REMOTE_CODE, architecture
-from factory.look import model as look_model
-from factory.refusal import UserError
-from factory.typed import known_keys
+from factory.config import compose, groups, models, schema
+from factory.config.refusal import UserError
+from factory.config.typed import known_keys
+from factory.plan.inspect import model as look_model
 
 OPTIONS = groups.options("model")
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())

@@ -11,11 +11,11 @@ import made_samples as made
 import pytest
 from PIL import Image
 
+from factory.config.refusal import UserError
 from factory.data.dataset import Example, Labelled, Pair
 from factory.data.record import Medium
 from factory.preview import page
 from factory.preview.samples import Preview, Sample
-from factory.refusal import UserError
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from factory.plan import Dtype
+from factory.config.schema import Quantization
+from factory.plan.plan import Dtype
 from factory.quantizers.spec import weight_bytes
-from factory.schema import Quantization
 from factory.steps import quantize
 
 MODULES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum.quanto", "hqq": "hqq"}

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import tiny
 
-from factory import compose, groups, settings
-from factory.compile.choices import precision
-from factory.compile.rule import Case
-from factory.facts import Gpu
-from factory.look import look
-from factory.plan import Dtype
+from factory.config import compose, groups, settings
+from factory.config.refusal import Refusal, catalogue
+from factory.config.schema import Quantization
+from factory.config.settings import all_keys
+from factory.plan.choices import precision
+from factory.plan.facts import Gpu
+from factory.plan.inspect import look
+from factory.plan.plan import Dtype
+from factory.plan.rule import Case
 from factory.quantizers.spec import PACKAGES, QUANTIZERS, RULES, notes, reading, stays_quantized, weight_bytes
-from factory.refusal import Refusal, catalogue
-from factory.schema import Quantization
-from factory.settings import all_keys
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
 FOUR, EIGHT = "method.quantization.bits=4", "method.quantization.bits=8"
@@ -106,7 +106,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def case_of(on: On, folders: dict[str, Path]) -> Case:
-    from factory.compile.compiler import _case
+    from factory.plan.compiler import _case
 
     line = ("hardware=single_gpu" if on.gpu else "hardware=cpu", f"model.path={folders[on.model]}", *on.line.split())
     composed = compose.compose(compose.parse(list(line)))

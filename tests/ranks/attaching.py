@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from factory.execute import memory
 from factory.execute.context import Run
-from factory.plan import read_plan
+from factory.plan.plan import read_plan
 from factory.ranks.world import World
 from factory.run.folder import RunFolder
 from factory.steps.attach import attach

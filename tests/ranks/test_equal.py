@@ -21,7 +21,7 @@ from attaching import attached
 from safetensors.torch import load_file
 from several import MICRO_BATCHES, STEPS, Left, alone, begun, ended, planned
 
-from factory.plan import to_yaml
+from factory.plan.plan import to_yaml
 from factory.ranks.world import World
 
 FULL, LORA = ("method=full",), ("method=lora", "method.rank=4")

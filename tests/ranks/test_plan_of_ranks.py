@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from factory.execute.__main__ import INTERRUPTED
 from factory.execute.context import Run, append
-from factory.plan import read_plan, to_yaml
+from factory.plan.plan import read_plan, to_yaml
 from factory.ranks.__main__ import Death, _pass_on_signals, deaths, died, hung, stopped
 from factory.ranks.outer import _shown, run_as_rank
 from factory.ranks.world import VARIABLES, World, from_environment, lost_another

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-from factory.look.machine import look_at_machine
+from factory.plan.inspect.machine import look_at_machine
 from factory.ranks.fsdp import _on_host
 
 

@@ -27,7 +27,7 @@ from reads import Reads
 
 from factory.execute.context import Interrupted, Run
 from factory.execute.executor import walk
-from factory.plan import read_plan
+from factory.plan.plan import read_plan
 from factory.ranks.world import World, from_environment
 from factory.run.folder import RunFolder
 from factory.steps import train

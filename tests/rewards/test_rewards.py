@@ -22,10 +22,10 @@ import torch
 from rolling import LORA, SHORT, STAGES, repeats
 from safetensors.torch import save_file
 
-from factory import heads
+from factory.config.refusal import UserError
 from factory.data import batches
 from factory.data.dataset import IGNORED, Example
-from factory.refusal import UserError
+from factory.plan import heads
 from factory.rewards import server
 from factory.rewards.checked import scores
 from factory.rewards.function import by_function, by_trl

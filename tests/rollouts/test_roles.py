@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from test_methods import FITTING
 from transformers import AutoModelForCausalLM
 
-from factory import heads
 from factory.data.batches import collate
+from factory.plan import heads
 from factory.rollouts import roles
 from factory.stages.rm.run import scores
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.run import launch
 from factory.run.folder import RunFolder
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from conftest import compiled
 
-from factory.anew import Anew
 from factory.execute import memory
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
-from factory.plan import Plan
+from factory.plan.anew import Anew
+from factory.plan.plan import Plan
 from factory.run import launch
 from factory.run.advice import cheapest
 from factory.run.folder import RunFolder

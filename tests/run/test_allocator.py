@@ -7,7 +7,7 @@ import pytest
 from child_environment import environment_of
 from conftest import compiled
 
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.ranks.outer import run_as_rank
 from factory.ranks.world import World
 from factory.run.folder import RunFolder

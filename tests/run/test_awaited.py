@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pretended
 import pytest
 
-from factory import compose
+from factory.config import compose
 from factory.run import chain
 from factory.run.jobs import Job
 from factory.verbs.train import of_recipe

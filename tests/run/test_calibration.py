@@ -16,9 +16,9 @@ import pytest
 from conftest import compiled
 
 from factory.execute.report import errors, write_report
-from factory.facts import Measured
-from factory.look.machine import look_at_machine
-from factory.plan import Span
+from factory.plan.facts import Measured
+from factory.plan.inspect.machine import look_at_machine
+from factory.plan.plan import Span
 from factory.run import calibration
 from factory.run.folder import RunFolder
 from factory.run.report_shown import _estimates, report_panel
@@ -57,7 +57,7 @@ def test_a_file_system_without_locks_holds_a_calibration(here: Path, monkeypatch
 def test_writers_at_once_lose_nothing(here: Path) -> None:
     """Of three processes that add five each, of kinds of their own, all are there."""
     code = (
-        "import sys; from dataclasses import replace; from factory.facts import Measured; "
+        "import sys; from dataclasses import replace; from factory.plan.facts import Measured; "
         "from factory.run import calibration; "
         f"run = {RUN!r}; "
         "[calibration.add(replace(run, kind=sys.argv[1], work=float(n + 1))) for n in range(5)]"

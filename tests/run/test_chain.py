@@ -13,16 +13,16 @@ import pytest
 import side_by_side
 from conftest import Done
 
-from factory import compose, groups
+from factory.config import compose, groups
+from factory.config.refusal import UserError, refuse
+from factory.config.schema import Sweep
 from factory.execute.report import as_json, blank
-from factory.plan import Plan, read_plan, to_yaml
-from factory.refusal import UserError, refuse
+from factory.plan.plan import Plan, read_plan, to_yaml
 from factory.run import chain, sweep, swept
 from factory.run.folder import RunFolder, unwritable
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs
 from factory.run.swept import SweepFolder
-from factory.schema import Sweep
 from factory.verbs.train import of_recipe
 
 FOLDER = "multirun_sweeps/chained"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from factory.refusal import UserError
+from factory.config.refusal import UserError
 from factory.run import folder
 from factory.run.folder import MANIFEST, RunFolder, at_step
 

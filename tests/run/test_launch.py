@@ -14,9 +14,9 @@ import pytest
 from commands import PATIENCE, Command, customized, metrics, steps, wait_for
 from conftest import compiled
 
+from factory.config.refusal import refuse
 from factory.execute import __main__ as child_main
 from factory.execute.report import ADVICE
-from factory.refusal import refuse
 from factory.run import launch
 from factory.run.folder import MANIFEST, RunFolder, at_step
 from factory.run.launch import Tail

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import compiled
 
-from factory import compose
+from factory.config import compose
 from factory.data import hub
-from factory.plan import Export
+from factory.plan.plan import Export
 from factory.run.folder import RunFolder
 from factory.run.next_commands import next_commands
 

@@ -9,7 +9,7 @@ from conftest import compiled
 from rich.console import Console
 
 from factory.data import hub
-from factory.plan import Plan, Speed
+from factory.plan.plan import Plan, Speed
 from factory.run.plan_shown import plan_panel
 
 

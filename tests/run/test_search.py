@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import compiled
 
-from factory.anew import Anew
-from factory.plan import Span
+from factory.plan.anew import Anew
+from factory.plan.plan import Span
 from factory.run.search import Found, Row, as_text, search
 
 GB = 10**9

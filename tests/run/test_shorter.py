@@ -10,9 +10,9 @@ import pytest
 from conftest import compiled
 from rich.console import Console
 
-from factory.anew import Anew
 from factory.data.batches import padded
-from factory.plan import Plan
+from factory.plan.anew import Anew
+from factory.plan.plan import Plan
 from factory.run.report_shown import report_panel
 from factory.run.shorter import for_the_rows
 

@@ -10,8 +10,8 @@ import pytest
 import side_by_side
 import yaml
 
+from factory.config.words import size
 from factory.tracking.to_mlflow import connect
-from factory.words import size
 
 
 @pytest.fixture(scope="module")

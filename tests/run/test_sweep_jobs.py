@@ -17,13 +17,15 @@ import pytest
 import side_by_side
 from forbidden import forbid
 
-from factory import compose
 from factory.compare.found import of_folder
-from factory.compose import sweeps as handed_out
+from factory.config import compose
+from factory.config.compose import sweeps as handed_out
+from factory.config.refusal import UserError, refuse
+from factory.config.schema import Sweep
+from factory.config.words import program
 from factory.execute.report import as_json, blank
-from factory.facts import Gpu
-from factory.plan import Plan, Span, read_plan, to_yaml
-from factory.refusal import UserError, refuse
+from factory.plan.facts import Gpu
+from factory.plan.plan import Plan, Span, read_plan, to_yaml
 from factory.run import jobs
 from factory.run import sweep as sweeps
 from factory.run import swept as noting
@@ -31,9 +33,7 @@ from factory.run.folder import RunFolder, unwritable
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, sweep
 from factory.run.swept import Record, SweepFolder
-from factory.schema import Sweep
 from factory.verbs import train
-from factory.words import program
 
 FOLDER = "multirun_sweeps/one/a"
 LINE = compose.CommandLine(overrides=("seed=1,2", "tracking=none"), multirun=True)

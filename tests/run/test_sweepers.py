@@ -13,9 +13,9 @@ import pytest
 import side_by_side
 import yaml
 
-from factory import compose, groups
-from factory.compose import sweeps
-from factory.refusal import UserError
+from factory.config import compose, groups
+from factory.config.compose import sweeps
+from factory.config.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.sweep import _value
 from factory.run.swept import SweepFolder

@@ -18,10 +18,10 @@ import uvicorn
 from safetensors.torch import load_file
 from serving import TINY, planned, room_of, serving
 
+from factory.config.refusal import UserError
 from factory.inference import vllm_engine
 from factory.inference.embedded import Model
 from factory.inference.room import opened
-from factory.refusal import UserError
 from factory.serve.run import Server
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]

@@ -19,9 +19,9 @@ from commands import metrics, steps
 from conftest import compiled
 from safetensors.torch import load_file
 
+from factory.config.refusal import UserError
 from factory.execute import __main__ as child
-from factory.plan import Plan
-from factory.refusal import UserError
+from factory.plan.plan import Plan
 from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen

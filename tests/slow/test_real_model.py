@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from factory import groups
+from factory.config import groups
 from factory.execute.report import ADVICE, write_report
 
 pytestmark = [

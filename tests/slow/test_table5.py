@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import Done
 
-from factory import compose
 from factory.compare.columns import columns
 from factory.compare.comparison import compared
 from factory.compare.found import of_folder
+from factory.config import compose
+from factory.config.schema import Sweep
 from factory.execute.report import as_json, blank
 from factory.run import chain
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs
-from factory.schema import Sweep
 from factory.verbs.train import of_recipe
 
 SETS = {  # prompt and answer, by the columns of each

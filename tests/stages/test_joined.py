@@ -10,12 +10,13 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from factory import heads, registry
 from factory.architecture import architecture
 from factory.attention import PER_DOCUMENT, segments
+from factory.config import registry
 from factory.data.batches import collate, halves, read
 from factory.data.dataset import IGNORED, Example, Labelled, Pair
 from factory.losses import row_losses, sequence_log_probs
+from factory.plan import heads
 from factory.stages.loss import Loss
 
 DRAW = torch.Generator().manual_seed(5)

@@ -16,7 +16,7 @@ from test_judged import log_prob
 from test_methods import FITTING, SHORT
 from transformers import AutoModelForCausalLM
 
-from factory import registry
+from factory.config import registry
 from factory.data.batches import micro_batches, mismatched
 from factory.data.dataset import IGNORED, Example, Labelled
 from factory.execute.context import Interrupted

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from test_methods import FITTING
 from transformers import AutoModelForCausalLM
 
+from factory.config.refusal import UserError
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
-from factory.refusal import UserError
 from factory.rollouts import rolled, turns
 from factory.run.folder import RunFolder, read_json
 from factory.steps import train

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from test_methods import COUNTS, FITTING
 from transformers import AutoModelForCausalLM
 
-from factory import heads
+from factory.config.refusal import UserError
 from factory.data.batches import collate, micro_batches
 from factory.data.dataset import IGNORED, Example
 from factory.execute.context import Interrupted
 from factory.execute.verify import verify
-from factory.refusal import UserError
+from factory.plan import heads
 from factory.run.folder import RunFolder
 from factory.stages.rm.run import scores
 from factory.steps import train

@@ -11,7 +11,7 @@ import torch
 from reads import Reads
 from test_watch import RUN, UNLIKE, bend, same
 
-from factory.refusal import UserError
+from factory.config.refusal import UserError
 from factory.stages import loss
 from factory.steps import train
 

@@ -14,8 +14,8 @@ import torch
 from conftest import compiled
 from safetensors.torch import load_file, save_file
 
+from factory.config.refusal import UserError
 from factory.execute.context import Run
-from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.steps import attach
 

@@ -11,10 +11,10 @@ import torch
 from conftest import compiled
 from harms import cut
 
+from factory.config.refusal import UserError
 from factory.execute import checkpoint
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
-from factory.refusal import UserError
 from factory.run import launch
 from factory.run.folder import RunFolder, last_logged
 from factory.run.screen import Screen

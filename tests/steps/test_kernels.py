@@ -66,7 +66,7 @@ def test_of_the_first_layers_alone(kept: str, execute: Callable[..., Any]) -> No
 def test_code_that_knows_all_layers_or_none_is_refused(execute: Callable[..., Any]) -> None:
     import torch
 
-    from factory.refusal import UserError
+    from factory.config.refusal import UserError
     from factory.steps.kernels import recompute
 
     options = ("compute.activation_checkpointing=true", "compute.recomputed_layers=1")

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from conftest import compiled
 
-from factory.refusal import UserError
+from factory.config.refusal import UserError
 from factory.steps.load import read_tokenizer
 
 BASE = ("evaluate.samples=0", "hardware=cpu", "tracking=none", "stage.max_steps=1", "data.max_samples=12")

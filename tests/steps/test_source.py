@@ -17,8 +17,8 @@ import pytest
 from conftest import compiled
 
 from factory import cache
-from factory.plan import Load
-from factory.refusal import UserError
+from factory.config.refusal import UserError
+from factory.plan.plan import Load
 from factory.steps import source
 
 WHOLE = ("config.json", "model.safetensors", "tokenizer.json")

@@ -11,10 +11,10 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factory.refusal import UserError
+from factory.config.refusal import UserError
+from factory.plan.vocabulary import Vocabulary, adapted, layers, resized, tokens_in, trainable, vocabulary
 from factory.steps.vocabulary import add_tokens, grow, near_mean, tokens_of
 from factory.steps.walk import walk
-from factory.vocabulary import Vocabulary, adapted, layers, resized, tokens_in, trainable, vocabulary
 
 NEW = ("<tool>", "</tool>", "<think>")
 

@@ -12,12 +12,12 @@ import torch
 from conftest import compiled
 from safetensors.torch import load_file
 
-from factory import registry
+from factory.config import registry
+from factory.config.refusal import UserError
 from factory.data import batches
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
-from factory.plan import Train
-from factory.refusal import UserError
+from factory.plan.plan import Train
 from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen

@@ -10,9 +10,9 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from factory import templates
+from factory.config.refusal import UserError
 from factory.data import tools
 from factory.data.chat_template import ChatTemplate, Learnt
-from factory.refusal import UserError
 from factory.templates import slots, types
 from factory.templates.chat import chat_template
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import side_by_side
 
 from factory.execute.report import as_json
-from factory.plan import Plan, to_yaml
+from factory.plan.plan import Plan, to_yaml
 from factory.run.folder import RunFolder
 from factory.tracking import delivery
 from factory.tracking.ledger import Ledger, whole_lines

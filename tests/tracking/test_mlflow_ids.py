@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import side_by_side
 
-from factory import diff
 from factory.compare import found
-from factory.look.reward import look_at_reward
-from factory.refusal import UserError
+from factory.config.refusal import UserError
+from factory.plan import diff
+from factory.plan.inspect.reward import look_at_reward
+from factory.plan.saved import saved
 from factory.run.folder import RunFolder
-from factory.saved import saved
 from factory.tracking import ledger
 from factory.tracking.to_mlflow import connect
 

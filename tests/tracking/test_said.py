@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import side_by_side
 
-from factory import compose
+from factory.config import compose
 from factory.run.folder import RunFolder
 from factory.tracking.spec import shows, title
 from factory.tracking.to_mlflow import _tags

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import compiled
 
-from factory.refusal import UserError
-from factory.schema import Tracking
+from factory.config.refusal import UserError
+from factory.config.schema import Tracking
 from factory.tracking import spec
 from factory.tracking.spec import problems
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import side_by_side
 
+from factory.config.refusal import UserError
 from factory.evaluation import rows
 from factory.execute.context import append
-from factory.look import machine
+from factory.plan.inspect import machine
 from factory.ranks.outer import _shown
-from factory.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
 from factory.tracking.delivery import Growing

@@ -15,7 +15,7 @@ import side_by_side
 from conftest import Said
 from followed import LOSSES, more, run
 
-from factory.compose import CommandLine
+from factory.config.compose import CommandLine
 from factory.execute.context import append
 from factory.run.folder import RunFolder, is_no_store
 from factory.run.jobs import Job
@@ -223,8 +223,8 @@ def test_the_run_of_somebody_around_us_is_left_alone(uri: str, tmp_path: Path, m
 SHARED = """
 import json, sys
 from pathlib import Path
-from factory.plan import read_plan
-from factory.compose import CommandLine
+from factory.plan.plan import read_plan
+from factory.config.compose import CommandLine
 from factory.execute.context import append
 from factory.run.folder import RunFolder
 from factory.run.jobs import Job

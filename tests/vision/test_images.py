@@ -11,12 +11,12 @@ import torch
 from conftest import compiled
 from torch.nn import functional
 
-from factory import registry
 from factory.architecture import FAMILIES, architecture
+from factory.config import registry
+from factory.config.typed import Reader
 from factory.losses import causal_lm, heads_agree
 from factory.methods.lora.targets import PREFIX
 from factory.methods.parts import part_of
-from factory.typed import Reader
 
 METHODS = {"full": (), "freeze": ("method.num_layers=2",), "lora": ("method.rank=4",)}
 PARTS: list[tuple[str, ...]] = [("language",), ("tower",), ("projector",), ("language", "tower", "projector")]
@@ -162,7 +162,7 @@ def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
     """Checkpointing or not, a frozen tower and the layers below the lowest trained one keep no graph."""
     from types import SimpleNamespace
 
-    from factory.plan import Patch
+    from factory.plan.plan import Patch
     from factory.steps.kernels import recompute
 
     graphs: list[set[str]] = []

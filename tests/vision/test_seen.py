@@ -20,7 +20,7 @@ from factory.data.media import Inputs, processor_spec
 from factory.data.record import BadRow, Medium, Message, Record
 from factory.losses import causal_lm
 from factory.methods.parts import part_of
-from factory.plan import Frames, Pack
+from factory.plan.plan import Frames, Pack
 from factory.steps.load import read_processor
 
 SIZES = {"wide": (40, 24), "square": (24, 24), "tall": (12, 30)}

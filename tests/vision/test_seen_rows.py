@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from test_seen import encoded, example, pack, record
 
+from factory.config.refusal import UserError
 from factory.data import batches
 from factory.data.dataset import IGNORED, Labelled, Pair
 from factory.data.encoding import spec_of
 from factory.data.media import Inputs, Processor, processor, processor_spec
 from factory.data.record import BadRow, Medium, Message, Record
-from factory.plan import Frames
-from factory.refusal import UserError
+from factory.plan.plan import Frames
 from factory.steps.load import read_processor, read_tokenizer
 
 KIND = "qwen2_vl"
@@ -144,7 +144,7 @@ def test_a_template_that_knows_nothing_of_images_has_them_as_the_models_own_writ
 def test_a_spec_is_sent_to_a_worker_and_hashed(folder: Path, image: Any) -> None:
     """Another setting of the processor makes other rows."""
     from factory.data import prepare
-    from factory.plan import PlannedSource
+    from factory.plan.plan import PlannedSource
 
     tokenizer, files = known(folder), read_processor(str(folder), None)
     other = files | {"preprocessor_config.json": files["preprocessor_config.json"].replace(b"256", b"128")}

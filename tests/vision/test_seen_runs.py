@@ -12,11 +12,11 @@ import seers
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 
+from factory.config.refusal import UserError
 from factory.data import proof
 from factory.data.batches import collate, order
 from factory.data.dataset import TRAINED_AT
 from factory.methods.lora.targets import PREFIX
-from factory.refusal import UserError
 from factory.rollouts.sample import Sampling, sample
 from factory.stages.rm.run import scores
 

@@ -16,11 +16,11 @@ from serving import TINY, room_of, serving
 from test_seen import pack
 from transformers import AutoConfig
 
-from factory import heads
 from factory.inference.embedded import Embedded, Model, Numbers
 from factory.inference.prompts import Conversation, Prompts
 from factory.inference.types import Request, Sampling, Token
 from factory.inference.vllm_engine import Vllm
+from factory.plan import heads
 from factory.stages.rm.spec import SCORE
 
 

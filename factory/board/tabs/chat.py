@@ -14,12 +14,12 @@ from factory.board.said import Words, words
 from factory.board.shown import as_printed
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
-from factory.compose import texts
-from factory.compose.calling import Composed
+from factory.config.compose import texts
+from factory.config.compose.calling import Composed
+from factory.config.line import Overrides, flags, spelt
+from factory.config.refusal import UserError
 from factory.inference.asked import NOT_TAKEN, TAKEN
 from factory.inference.calls import open_call
-from factory.line import Overrides, flags, spelt
-from factory.refusal import UserError
 
 if TYPE_CHECKING:
     from factory.board.page import Page

@@ -10,8 +10,8 @@ from factory.board import fields, shown
 from factory.board.runs import Shown
 from factory.board.said import words
 from factory.board.tabs import listed
-from factory.line import Overrides, changed
-from factory.refusal import UserError
+from factory.config.line import Overrides, changed
+from factory.config.refusal import UserError
 
 if TYPE_CHECKING:
     from factory.board.page import Page

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from factory import compose, groups, line
 from factory.board import fields, file, shown
 from factory.board.planned import Planned, difference
 from factory.board.said import Words, words
 from factory.board.tabs import form, listed
 from factory.board.tabs.form import ONE_BY_ONE
-from factory.line import Overrides
-from factory.refusal import UserError
-from factory.words import size
+from factory.config import compose, groups, line
+from factory.config.line import Overrides
+from factory.config.refusal import UserError
+from factory.config.words import size
 
 if TYPE_CHECKING:
     from factory.board.page import Page

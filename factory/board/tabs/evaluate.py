@@ -9,9 +9,9 @@ from factory.board import fields, shown
 from factory.board.runs import Shown
 from factory.board.said import Words, words
 from factory.board.tabs import form, listed
+from factory.config.line import Overrides, name_of, spelt
+from factory.config.refusal import UserError
 from factory.evaluation.rows import PERPLEXITY, read
-from factory.line import Overrides, name_of, spelt
-from factory.refusal import UserError
 from factory.run.folder import RunFolder
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import gradio as gr
 from factory.board import shown
 from factory.board.said import words
 from factory.board.tabs import listed
-from factory.line import spelt
-from factory.schema import Export
+from factory.config.line import spelt
+from factory.config.schema import Export
 
 if TYPE_CHECKING:
     from factory.board.page import Page

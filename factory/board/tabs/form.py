@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from factory import line
 from factory.board.fields import Field
 from factory.board.said import Words
-from factory.line import Overrides
+from factory.config import line
+from factory.config.line import Overrides
 
 # of all that writes the settings: each reads what the one before has left, or a field that is left as its neighbour's
 # button is pressed would write back what it had read

@@ -8,7 +8,7 @@ import gradio as gr
 
 from factory.board.runs import Shown
 from factory.board.said import Words, words
-from factory.line import name_of
+from factory.config.line import name_of
 
 if TYPE_CHECKING:
     from factory.board.page import Page

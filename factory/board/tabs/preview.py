@@ -7,7 +7,7 @@ import gradio as gr
 
 from factory.board import shown
 from factory.board.said import words
-from factory.line import Overrides, flags
+from factory.config.line import Overrides, flags
 
 if TYPE_CHECKING:
     from factory.board.page import Page

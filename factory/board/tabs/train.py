@@ -10,9 +10,9 @@ from factory.board.runs import GOING_ON, Runs
 from factory.board.said import Words, words
 from factory.board.tabs import listed
 from factory.board.tabs.form import ONE_BY_ONE
-from factory.line import Overrides
-from factory.refusal import UserError
-from factory.words import duration
+from factory.config.line import Overrides
+from factory.config.refusal import UserError
+from factory.config.words import duration
 
 if TYPE_CHECKING:
     from factory.board.page import Page

@@ -3,8 +3,8 @@
 import json
 from typing import Any, NoReturn
 
+from factory.config.parsed import once
 from factory.data.record import EMPTY, BadRow
-from factory.parsed import once
 
 Row = dict[str, Any]  # as read gives it; not imported from there, which is much to import for a worker
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.config.refusal import refuse
 from factory.data.media.processor import Processor
 from factory.data.record import MEDIA, BadRow, Medium
-from factory.refusal import refuse
 
 # what the processor makes of the text that it is given here, which is not the batch's
 _OF_TEXT = (

@@ -8,11 +8,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from factory.config.refusal import refuse
 from factory.data.media.processor import Processor
 from factory.data.media.read import NAMED
 from factory.data.record import MEDIA, BadRow, Medium
 from factory.data.render import Rendered
-from factory.refusal import refuse
 
 Span = tuple[int, int]
 Places = Mapping[str, Sequence[str]]  # of the media of one conversation, by kind

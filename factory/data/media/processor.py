@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from factory.config.refusal import UserError, refuse
 from factory.data.files import decoded, encoded, saved, write
 from factory.data.media.audio import read_audio
 from factory.data.media.read import read_image
 from factory.data.media.video import Video, read_video
 from factory.data.record import BadRow, Medium
-from factory.plan import Frames
-from factory.refusal import UserError, refuse
+from factory.plan.plan import Frames
 
 # by kind: what of the processor takes them, and under which name they are given
 _PARTS = {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from factory.data.media.read import UNREADABLE, container, decodable, opened, too_large
 from factory.data.record import BadRow
-from factory.plan import Frames
+from factory.plan.plan import Frames
 
 MOST_OF_ALL = 2**30  # pixels of the frames that are seen, 3 GiB of them: 128 of 3840 x 2160
 

@@ -15,6 +15,7 @@ import numpy as np
 
 import factory
 from factory import cache as cache_folder
+from factory.config.refusal import refuse
 from factory.data import function, mix, read
 from factory.data.encoding import EncoderSpec
 from factory.data.known import code
@@ -24,8 +25,7 @@ from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
 from factory.data.prepare.workers import BLOCK_ROWS, Aligning, Bad, Block, Encoded, Workers, blocks
 from factory.data.record import EMPTY, TEMPLATE
-from factory.plan import Align, PlannedSource
-from factory.refusal import refuse
+from factory.plan.plan import Align, PlannedSource
 
 __all__ = ["Prepared", "Progress", "aligning_of", "key", "prepare", "prepare_source", "refuse_wrong_format"]
 

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory import cache
+from factory.config.refusal import UserError, refuse
 from factory.data.encoding import Tokens
 from factory.data.media.read import file_of
 from factory.data.mix import DIGEST_BYTES, Ranks
 from factory.data.prepare.workers import Encoded
 from factory.data.record import Medium
-from factory.refusal import UserError, refuse
 
 _SHARD_BYTES = 256 * 2**20
 _INDEX = "index.json"

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from factory.config.refusal import Refusal, UserError, refuse
 from factory.data import formats, mix
 from factory.data.encoding import EncodedRow, Encoder, EncoderSpec
 from factory.data.media.read import is_url
 from factory.data.read import Row
 from factory.data.record import MEDIA, BadRow, Record
 from factory.data.truncate import TooLong
-from factory.refusal import Refusal, UserError, refuse
 from factory.tied import tie_worker
 
 BLOCK_ROWS = 500

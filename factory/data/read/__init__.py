@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.config.refusal import UserError, did_you_mean, refuse
 from factory.data.read import columnar, objects, opened, tables
 from factory.data.read.opened import Mended, Skip, Stream
 from factory.data.read.wrong import Broken
-from factory.plan import PlannedSource
-from factory.refusal import UserError, did_you_mean, refuse
+from factory.plan.plan import PlannedSource
 
 __all__ = [
     "COMPRESSED",

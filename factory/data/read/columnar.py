@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from factory.config.refusal import UserError
 from factory.data.read import wrong
 from factory.data.read.opened import DAMAGE, Skip, compression, opened
-from factory.refusal import UserError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from factory.config.parsed import NamedTwice, once
+from factory.config.refusal import UserError
 from factory.data.read import wrong
 from factory.data.read.opened import BOM, BUFFER, Skip, Stream
 from factory.data.read.wrong import Broken
-from factory.parsed import NamedTwice, once
-from factory.refusal import UserError
 
 _NEAR_END = 64  # characters: a value that is cut there is one that goes on in the next chunk
 _SPACE = re.compile(r"[ \t\r\n]*")

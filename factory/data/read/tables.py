@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from factory.config.refusal import refuse
 from factory.data.read import wrong
 from factory.data.read.opened import Skip, Stream
 from factory.data.read.wrong import Broken
-from factory.refusal import refuse
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon", ",": "a comma", "|": "a bar"}

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from factory.refusal import UserError, refuse
+from factory.config.refusal import UserError, refuse
 
 NOT_UTF8 = "not UTF-8"
 DEEPEST = 100  # lists and objects within each other: beyond it, writing a row back fails in one process or another

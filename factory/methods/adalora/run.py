@@ -10,7 +10,7 @@ from factory.methods.lora.run import go_on as load
 from factory.methods.lora.run import save as export
 from factory.optimizers.run import plain
 from factory.optimizers.several import Several
-from factory.plan import Attach, Train
+from factory.plan.plan import Attach, Train
 
 __all__ = ["attach", "begin_step", "export", "go_on", "optimizer", "penalty"]
 

@@ -8,11 +8,11 @@ from math import prod
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config.typed import key
 from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, over_bitsandbytes, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.optimizers.spec import state_bytes
-from factory.typed import key
+from factory.plan.rule import Case, Rule
 
 trains_over = over_bitsandbytes
 

@@ -8,7 +8,7 @@ from factory.architecture import Architecture
 from factory.methods.apollo.spec import Settings, projected
 from factory.methods.full.run import attach
 from factory.optimizers import low_rank
-from factory.plan import Train
+from factory.plan.plan import Train
 
 __all__ = ["attach", "optimizer"]
 

@@ -7,13 +7,13 @@ algorithm 1).
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.compile.rule import Rule
+from factory.config.typed import key
 from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.methods.galore import spec as galore
 from factory.methods.galore.spec import optimizer_bytes, projected
 from factory.optimizers.spec import no_adam
-from factory.typed import key
+from factory.plan.rule import Rule
 
 __all__ = ["RANKS", "RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
 

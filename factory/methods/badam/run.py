@@ -8,7 +8,7 @@ from factory.architecture import Architecture
 from factory.methods.badam.spec import Settings, blocks, trainable
 from factory.methods.marking import marks
 from factory.optimizers.turns import Turns
-from factory.plan import Train
+from factory.plan.plan import Train
 from factory.rounding import rounded
 
 __all__ = ["attach", "begin_step", "optimizer"]

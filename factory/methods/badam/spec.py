@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.typed import key
 from factory.methods.parts import nothing_trains, of_language, of_parts
 from factory.optimizers.spec import NEEDS_GPU, no_adam, state_bytes
-from factory.typed import key
+from factory.plan.rule import Case, Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from factory.architecture import Architecture
 from factory.methods.badam.run import attach, begin_step
 from factory.methods.badam_ratio.spec import Settings, chosen
 from factory.optimizers.turns import Turns
-from factory.plan import Train
+from factory.plan.plan import Train
 from factory.rounding import rounded
 
 __all__ = ["attach", "begin_step", "optimizer"]

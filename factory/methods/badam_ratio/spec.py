@@ -8,10 +8,10 @@ from math import prod
 from typing import Literal
 
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Rule
+from factory.config.typed import key
 from factory.methods.badam.spec import PARTS, Turns, notes, of_no_turns, trainable
 from factory.optimizers.spec import state_bytes
-from factory.typed import key
+from factory.plan.rule import Rule
 
 __all__ = ["RANKS", "RULES", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable"]
 

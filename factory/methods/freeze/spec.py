@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.refusal import did_you_mean
+from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.parts import nothing_trains, of_language, of_parts
-from factory.refusal import did_you_mean
-from factory.typed import key
+from factory.plan.rule import Case, Rule
 
 __all__ = ["RULES", "Settings", "optimizer_bytes", "shown", "trainable"]
 

@@ -5,7 +5,7 @@ from factory.methods.full.spec import Settings, trainable
 from factory.methods.marking import marks
 from factory.optimizers.run import build, plain, trained
 from factory.optimizers.several import Layerwise
-from factory.plan import Train
+from factory.plan.plan import Train
 
 __all__ = ["attach", "optimizer"]
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from math import prod
 
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.choices import precision
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.typed import key
 from factory.methods.parts import nothing_trains, of_parts
 from factory.optimizers.spec import state_bytes
-from factory.typed import key
+from factory.plan.choices import precision
+from factory.plan.rule import Case, Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

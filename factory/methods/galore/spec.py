@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from math import prod
 
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config.typed import key
 from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.optimizers.spec import HIDDEN, state_bytes
-from factory.plan import Train
-from factory.typed import key
+from factory.plan.plan import Train
+from factory.plan.rule import Case, Rule
 
 __all__ = ["RANKS", "RULES", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable"]
 

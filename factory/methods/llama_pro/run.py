@@ -5,7 +5,7 @@ from factory.architecture import Architecture
 from factory.methods.llama_pro.spec import NUMBERS, Settings, is_residual, order, trainable
 from factory.methods.marking import marks
 from factory.optimizers.run import plain as optimizer
-from factory.plan import Attach
+from factory.plan.plan import Attach
 
 __all__ = ["attach", "optimizer"]
 

@@ -6,11 +6,11 @@ the matrices that write to the residual stream set to zero.
 
 from dataclasses import dataclass, replace
 
-from factory import schema
 from factory.architecture import Architecture, Shape, text_numbers
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
-from factory.typed import key
+from factory.plan.rule import Case, Rule
 
 __all__ = ["RULES", "Settings", "expanded", "optimizer_bytes", "trainable"]
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.architecture import Architecture, Shape
+from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.loha.spec import RULES, trains_over
 from factory.methods.lora.targets import PREFIX, Adapter, targets
-from factory.typed import key
 
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 

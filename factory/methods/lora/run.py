@@ -1,13 +1,13 @@
 from pathlib import Path
 from typing import Any
 
-from factory import registry
 from factory.architecture import Architecture
+from factory.config import registry
 from factory.methods.lora.spec import Settings, scaling, starts_from_weights, written
 from factory.methods.lora.start import Pair, Started, initialize
 from factory.methods.lora.targets import Adapter, targets
 from factory.optimizers.run import plain
-from factory.plan import Attach, Train
+from factory.plan.plan import Attach, Train
 
 __all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer", "taken"]
 

@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
-from factory import vocabulary
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config.typed import key
 from factory.methods.full import spec as full
 from factory.methods.lora.targets import PREFIX, Adapter, as_saved, left_out, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.plan import vocabulary
+from factory.plan.rule import Case, Rule
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.quantizers.spec import stays_quantized
-from factory.typed import key
 
 optimizer_bytes = full.optimizer_bytes
 _FROM_WEIGHTS = ("olora", "pissa", "loftq")

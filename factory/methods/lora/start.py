@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from factory.architecture import Architecture
+from factory.config.schema import Quantization
 from factory.methods.lora.spec import Settings, scaling, targets
 from factory.methods.lora.targets import PREFIX
 from factory.own_base import rest, turned
-from factory.schema import Quantization
 
 Round = Callable[[Tensor], Tensor]  # what quantizing and dequantizing makes of a weight
 Pair = tuple[Tensor, Tensor]  # B and A

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.refusal import did_you_mean
+from factory.config.typed import key
 from factory.methods.parts import nothing_trains, of_parts, part_of, parts_of
-from factory.refusal import did_you_mean
-from factory.typed import key
+from factory.plan.rule import Case, Rule
 
 PREFIX = "base_model.model."  # before every name of a model that PEFT has wrapped
 

@@ -3,7 +3,7 @@ from typing import Any
 from factory import saved_adapter
 from factory.architecture import Architecture
 from factory.methods.none.spec import Settings
-from factory.plan import Attach
+from factory.plan.plan import Attach
 
 
 def attach(model: Any, settings: Settings, plan: Attach, arch: Architecture) -> Any:

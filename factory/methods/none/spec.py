@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.plan.rule import Case, Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

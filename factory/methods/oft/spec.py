@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.architecture import Architecture, Shape
-from factory.compile.rule import Case, Rule
+from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
-from factory.typed import key
+from factory.plan.rule import Case, Rule
 
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 

@@ -1,7 +1,7 @@
 """LoRA on a base in 4-bit NormalFloat with double quantization (QLoRA, Dettmers et al. 2023, section 3)."""
 
-from factory.compile.rule import Case, Rule
 from factory.methods.lora import spec as lora
+from factory.plan.rule import Case, Rule
 
 Settings = lora.Settings
 notes = lora.notes

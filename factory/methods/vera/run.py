@@ -5,7 +5,7 @@ from factory.methods.lora.run import any_transposed, go_on, wrap
 from factory.methods.lora.run import save as export
 from factory.methods.vera.spec import Settings
 from factory.optimizers.run import plain as optimizer
-from factory.plan import Attach
+from factory.plan.plan import Attach
 
 __all__ = ["attach", "export", "go_on", "optimizer"]
 

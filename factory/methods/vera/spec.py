@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.architecture import Architecture, Shape
+from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
-from factory.typed import key
 
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "saved", "trainable", "trains_over"]
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from factory import schema
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.typed import key
 from factory.data.record import Kind
+from factory.plan.rule import Case, Rule
 from factory.preference import LOSSES
 from factory.stages.loss import Unit
-from factory.typed import key
 
 Name = Literal[
     "sigmoid",

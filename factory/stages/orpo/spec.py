@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from factory import schema
+from factory.config import schema
+from factory.config.typed import key
 from factory.data.record import Kind
 from factory.stages.loss import Unit
-from factory.typed import key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

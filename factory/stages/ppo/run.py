@@ -3,9 +3,10 @@ from typing import Any
 
 from torch import Tensor
 
-from factory import heads, policy
+from factory import policy
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
+from factory.plan import heads
 from factory.rewards import Reward
 from factory.rollouts import roles, turns
 from factory.rollouts.rolled import Rolled, roll

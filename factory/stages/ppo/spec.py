@@ -6,15 +6,15 @@ One set of base weights is policy, value, reference and reward model in turn (th
 from dataclasses import dataclass
 from typing import Any
 
-from factory import heads as saved
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.files import head_fits
-from factory.compile.rule import Case, Rule
+from factory.config import schema
+from factory.config.typed import key
 from factory.data.record import Kind
+from factory.plan import heads as saved
+from factory.plan.files import head_fits
+from factory.plan.rule import Case, Rule
 from factory.rollouts import spec as rollouts
 from factory.stages.loss import Unit
-from factory.typed import key
 
 VALUE = "value_head.weight"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from factory import schema
+from factory.config import schema
 from factory.data.record import Kind
 
 

@@ -2,8 +2,8 @@ from typing import Any
 
 from torch import Tensor
 
-from factory import heads
 from factory.losses import answer_states
+from factory.plan import heads
 from factory.preference import bradley_terry, watched
 from factory.stages.loss import Loss
 from factory.stages.rm.spec import SCORE

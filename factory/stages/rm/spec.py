@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from factory import heads as saved
-from factory import schema
 from factory.architecture import Architecture, Shape
-from factory.compile.files import head_fits
-from factory.compile.rule import Case, Rule
+from factory.config import schema
 from factory.data.record import Kind
+from factory.plan import heads as saved
+from factory.plan.files import head_fits
+from factory.plan.rule import Case, Rule
 from factory.stages.loss import Unit
 
 SCORE = "score_head.weight"

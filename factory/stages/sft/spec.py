@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from factory import schema
+from factory.config import schema
+from factory.config.typed import key
 from factory.data.record import Kind
-from factory.typed import key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from conftest import compiled
 from safetensors.torch import load_file
 from torch import Tensor
 
-from factory import registry
 from factory.architecture import Architecture
+from factory.config import registry
 from factory.execute.context import Run
 from factory.methods.lora.targets import PREFIX, targets
-from factory.plan import Plan
+from factory.plan.plan import Plan
 from factory.run.folder import RunFolder
 from factory.steps.attach import attach, method_settings
 from factory.steps.kernels import replace_kernels

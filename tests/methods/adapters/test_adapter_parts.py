@@ -7,8 +7,8 @@ import pytest
 import tiny
 from built import built
 
-from factory import registry
 from factory.architecture import Architecture
+from factory.config import registry
 from factory.methods.lora.targets import PREFIX
 from factory.methods.parts import part_of
 from factory.steps.walk import walk

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_adapter_experts import mixture
 from test_every_adapter import ADAPTERS, FROM_WEIGHTS
 
-from factory.plan import to_yaml
+from factory.plan.plan import to_yaml
 
 LORA = ("method=lora", "method.rank=4")
 TWO_TOKENS = (*LORA, "model.new_tokens=['<a>','<b>']")

@@ -10,9 +10,9 @@ import tiny
 import torch
 from built import IDS, built
 
-from factory.compile.rule import Case
 from factory.methods.lora.spec import notes
 from factory.methods.lora.targets import LEFT_OUT, RULES, left_out
+from factory.plan.rule import Case
 from factory.steps.walk import walk
 
 JAMBA = {"num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4}

@@ -1,0 +1,1 @@
+"""Settings: every key's declaration, Hydra composition, tables of models and data sets."""

@@ -1,0 +1,78 @@
+"""Files of the user's own in the place of a packaged name: a method or a stage in one Python file, a chat template."""
+
+import hashlib
+import importlib.util
+import os
+import sys
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+from factory.config.refusal import UserError, catalogue, refuse
+from factory.data import function
+from factory.data.record import Kind
+
+KINDS: tuple[str, ...] = get_args(Kind)
+# what a spec and a run must have, both in the one file
+_NEEDED = {
+    "methods": ("Settings", "RULES", "trainable", "optimizer_bytes", "attach", "optimizer"),
+    "stages": ("Settings", "RULES", "KIND", "loss"),
+}
+
+
+def is_code(name: object) -> bool:
+    """Whether a method's or a stage's name is the path of a Python file."""
+    return isinstance(name, str) and name.endswith(".py")
+
+
+def without_place(name: str) -> str:
+    """Of a method, a stage or a template: of a file the name alone, as its place is nobody's business."""
+    return Path(name).name
+
+
+def digest(name: str) -> str:
+    """A hash of the file, or of the one that a module:function is in; of one that cannot be read, of nothing."""
+    path = function.file(name) if function.is_named(name) else Path(name)
+    try:
+        content = path.read_bytes() if path and path.is_file() else b""
+    except OSError:
+        content = b""
+    return hashlib.sha256(content).hexdigest()
+
+
+def module(kind: str, path: str) -> ModuleType:
+    """The file as a module, read again when it has changed. Raises UserError."""
+    group = kind.removesuffix("s")
+    if not os.path.isfile(path):  # noqa: PTH113  of a name that is too long, Path raises
+        raise refuse("own-module", f"{group}.name={path}", "there is no such file", group=group)
+    return _module(kind, path, digest(path))
+
+
+@cache
+def _module(kind: str, path: str, sha256: str) -> ModuleType:
+    group, name = kind.removesuffix("s"), f"_own_{kind}_{sha256}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    found = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their types
+    try:
+        function.called(path, "importing it raised", partial(spec.loader.exec_module, found))
+    except UserError as error:
+        raise refuse("own-module", f"{group}.name={path}", error.refusals[0].wrong, group=group) from None
+    if wrong := _wrong(kind, vars(found)):
+        raise refuse("own-module", f"{group}.name={path}", wrong, group=group)
+    catalogue().maps[0].update(vars(found).get("WORDS", {}))
+    return found
+
+
+def _wrong(kind: str, parts: dict[str, Any]) -> str | None:
+    lacking = [name for name in _NEEDED[kind] if name not in parts]
+    if lacking:
+        return f"it has no {', '.join(lacking)}"
+    if parts.get("KIND", KINDS[0]) not in KINDS:
+        return f"its KIND is {parts['KIND']}, none of {', '.join(KINDS)}"
+    words, packaged = parts.get("WORDS", {}), catalogue().maps[1]
+    if taken := sorted(words.keys() & packaged.keys()):
+        return f"its rule {taken[0]} has the name of another"
+    unsaid = [rule.id for rule in parts["RULES"] if rule.id not in words.keys() | packaged.keys()]
+    return f"its rule {unsaid[0]} has no words in WORDS" if unsaid else None

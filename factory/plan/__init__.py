@@ -1,0 +1,1 @@
+"""From settings and facts to a plan: inspect, rules, compile, estimate, diff, replay."""

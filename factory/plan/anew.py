@@ -1,0 +1,65 @@
+"""Plans of command lines: composed, looked up, compiled. `Anew` makes many that differ in a few keys."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from factory.config import compose, settings
+from factory.config.line import name_of
+from factory.config.refusal import UserError
+from factory.config.settings import Settings
+from factory.data import known
+from factory.plan.compiler import compile
+from factory.plan.facts import Facts
+from factory.plan.inspect import asked, look
+from factory.plan.plan import Plan, Verb
+
+Look = Callable[[Settings, set[str]], Facts]
+
+
+def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train", facts: Look | None = None) -> Plan:
+    """The plan of a composed tree. Raises UserError with every problem there is."""
+    chosen, problems, bad_keys = settings.read(
+        composed.tree,
+        options=composed.options,
+        overrides=composed.overrides,
+        run_dir=composed.run_dir,
+        config_dirs=tuple(str(Path(folder).absolute()) for folder in composed.config_dirs),
+        bad_groups=composed.bad_groups,
+        verb=verb,
+    )
+    bad_keys |= {name_of(problem.setting) for problem in composed.problems}
+    found = facts(chosen, bad_keys) if facts else look(chosen, bad_keys, training=training)
+    if composed.awaited is not None:
+        chosen, found = composed.awaited(chosen, found)
+    made = compile(chosen, found, [*composed.problems, *problems], bad_keys, training=training)
+    if isinstance(made, list):
+        raise UserError(*made)
+    return known.exact(made)
+
+
+class Anew:
+    """The plan of any overrides, as `factory plan` makes it.
+
+    What is outside is looked up once for all that ask alike.
+    """
+
+    def __init__(self, config_dirs: tuple[str, ...] = ()):
+        self.composed = compose.Recomposer(config_dirs)
+        self._looked: list[tuple[Any, Facts]] = []
+
+    def __call__(self, overrides: tuple[str, ...]) -> Plan:
+        """Raises UserError."""
+        return self.of(self.composed(overrides))
+
+    def of(self, composed: compose.Composed) -> Plan:
+        """Raises UserError."""
+        return compiled(composed, training=False, facts=self._look)
+
+    def _look(self, chosen: Settings, bad_keys: set[str]) -> Facts:
+        question = asked(chosen, bad_keys)
+        found = next((facts for other, facts in self._looked if other == question), None)
+        if found is None:
+            found = look(chosen, bad_keys, training=False)
+            self._looked.append((question, found))
+        return found

@@ -1,0 +1,593 @@
+"""The plan: everything that a run will do, as typed values, a file and a digest."""
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from factory.config.parsed import json_of, yaml_of
+from factory.config.refusal import UserError, refuse
+from factory.config.schema import Checks, ExportQuantization, Quantization, Strategy, Tracking
+from factory.config.typed import Reader, plain, to_tree
+
+VERSION = 20
+# of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
+_CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
+# of `patch`: computed twice or once, an activation is the same
+_RECOMPUTATION = ("activation_checkpointing", "recomputed_layers")
+# of `export`: all but the places
+_OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
+Verb = Literal["train", "evaluate", "export", "chat", "serve"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
+Recomputed = bool | Literal["selective"]  # which activations: all, or all but the products of matrices
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Where the weights come from and the type that they are held in. `config` is the model's config.json.
+
+    `own_base` is of an adapter whose start was taken out of its base before that was quantized: `rebuilt` as the run
+    had it, of weights that are read as `read_as`, or `published` weights in its place; None: it has none.
+    """
+
+    source: Literal["package", "folder", "gguf", "hub"]
+    path: str
+    revision: str | None
+    fingerprint: str
+    trust_remote_code: bool
+    allow_pickle: bool
+    adapter: str | None  # a saved one, whose weights the new one starts from
+    adapter_fingerprint: str | None
+    reward: str | None  # a saved reward model that scores answers
+    reward_fingerprint: str | None
+    config: dict[str, Any]
+    device: Literal["cpu", "cuda"]
+    dtype: Dtype
+    read_as: Dtype
+    float32_matmul: Literal["highest", "high", "medium"]  # precision of products of float32 matrices
+    own_base: Literal["rebuilt", "published"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    attention: str
+    group_size: int | None  # of s2 attention
+    activation_checkpointing: Recomputed
+    recomputed_layers: int | None  # the first of the decoder's; None: all
+    compile: bool
+    kernels: str
+    rope_scaling: str
+    rope_factor: float
+    context_length: int
+    new_tokens: tuple[str, ...]
+    rows: int  # of the embedding as it is read
+    vocabulary: int  # rows of the embedding as it is trained
+    new_rows: tuple[int, int]  # the ids that nobody has trained yet: from, up to
+
+    def recomputed(self, layers: int) -> int:
+        """How many of a decoder's layers are, the first ones."""
+        return min(self.recomputed_layers or layers, layers) if self.activation_checkpointing else 0
+
+    @property
+    def reach(self) -> int:
+        """What the model reads, in tokens: a prompt and its answer. Unstretched positions have the factor 1."""
+        return round(self.context_length * self.rope_factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """`settings` are the method's own; `trainable` counts elements, and the executor holds the model to it."""
+
+    method: str
+    settings: dict[str, Any]
+    dtype: Dtype
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSource:
+    """One data set. `sha256` is of its content; None where only reading it would tell (the hub)."""
+
+    origin: Literal["file", "hub", "function"]
+    path: str
+    subset: str | None
+    split: str
+    revision: str | None
+    format: str
+    columns: dict[str, str]
+    tags: dict[str, str]
+    folder: str | None
+    max_samples: int | None
+    weight: float
+    bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Align:
+    sources: dict[str, PlannedSource]
+    mixing: str
+    max_samples: int | None
+    validation: str | None  # the source that is held out whole
+    validation_fraction: float
+    validation_rows: int  # at most
+    streaming: bool
+    shuffle_buffer: int
+
+    @property
+    def order(self) -> list[str]:
+        """The sources that rows to train are drawn of, where which of them comes first changes the draws; else none."""
+        drawn = [name for name in self.sources if name != self.validation]
+        return drawn if len(drawn) > 1 else []
+
+    def told(self, name: str) -> str:
+        """What is said of one of the sources, as `, held out whole`; empty where all of it is taken once."""
+        source, held = self.sources[name], name == self.validation
+        said = (
+            "held out whole" if held else "",
+            f"weight {source.weight:g}" if source.weight != 1 and not held else "",
+            "" if source.max_samples is None else f"at most {source.max_samples:,} rows",
+        )
+        return "".join(f", {text}" for text in said if text)
+
+
+def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
+    """How many of the rows are held out: the fraction, at least one where any can be spared."""
+    if fraction == 0 or rows < 2:
+        return 0
+    return min(at_most, max(1, round(rows * fraction)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """What is seen of a video: `fps` frames a second, at most `most`; without `fps` so many, evenly."""
+
+    fps: float | None
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    template: str
+    max_length: int
+    truncation: str
+    packing: bool
+    isolate_documents: bool
+    padding_free: bool  # rows of a micro-batch stand one after another, isolated by their lengths
+    train_on_prompt: bool
+    mask_history: bool
+    reasoning: str
+    tools: str
+    frames: Frames | None  # None: the model takes no videos
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """The processes that train together. `by_node` says in words what each node does.
+
+    `timeout`: seconds that they wait for one that does not come. `sharded_loading`: each reads its slices of the
+    weights' files only.
+    `configuration` is what the engine is given, whole: DeepSpeed's own, or the arguments of torch's ddp or fully_shard.
+    """
+
+    strategy: Strategy
+    processes: int
+    nodes: int
+    offload: bool
+    timeout: int
+    sharded_loading: bool
+    configuration: dict[str, Any]
+    by_node: tuple[str, ...]
+
+    @property
+    def of_node(self) -> int:
+        return self.processes // self.nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    stage: str
+    own: dict[str, Any]  # the stage's own keys
+    reference: Before | None  # what the loss measures the change from, if anything
+    learning_rate: float
+    num_epochs: float
+    max_steps: int | None
+    batch_size: int
+    gradient_accumulation_steps: int
+    optimizer: str
+    lr_scheduler: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float | None
+    logging_steps: int
+    save_steps: int | None
+    save_total_limit: int
+    eval_steps: int | None
+    load_best_model_at_end: bool
+    metric_for_best_model: str
+    early_stopping_patience: int | None
+    early_stopping_threshold: float
+    on_bad_update: Literal["stop", "skip", "warn"]
+    spike_factor: float | None
+    spike_norm: float | None
+    max_skipped_updates: int
+    autocast: Dtype | None
+    threads: int
+    ranks: Ranks
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an optimizer step, on all ranks together."""
+        return self.gradient_accumulation_steps * self.ranks.processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBenchmark:
+    """`path`: a folder, a hub set's id, or None for the authors' own on the hub.
+
+    `sha256` is of the questions and their shots, and `questions` how many there are; None where only the hub knows.
+    """
+
+    path: str | None
+    questions: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedHarness:
+    """What lm-evaluation-harness asks. `tasks`: names of its tasks, groups and tags, or of the user's.
+
+    `path` is the user's folder of task files, `sha256` a hash of these. `shots` None: as each task's file says.
+    """
+
+    tasks: tuple[str, ...]
+    path: str | None
+    sha256: str | None
+    shots: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """`stride`: tokens of a window after the first that count. `metrics`: those of generated answers, if any."""
+
+    perplexity: bool
+    rows: Literal["held_out", "train"]
+    stride: int
+    samples: int
+    generation: bool
+    metrics: tuple[str, ...]
+    temperature: float
+    max_new_tokens: int
+    benchmarks: dict[str, PlannedBenchmark]
+    shots: int
+    chat: bool
+    harness: PlannedHarness | None
+    max_samples: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What is written of a model, and where.
+
+    `dtype` is of the weights that are not quantized; None: of an adapter, as it is. `bytes` are what the folder will
+    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model.
+    """
+
+    dir: str
+    format: Literal["hf", "gguf", "adapter"]
+    dtype: Dtype | None
+    quantization: ExportQuantization | None
+    calibration: str | None
+    shard_size: int
+    modelfile: bool
+    base: str | None
+    overwrite: bool
+    check: bool
+    push: str | None
+    private: bool
+    dry_run: bool
+    register: str | None
+    run: str | None
+    scores: bool
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The eight steps as a user reads them; the executor orders them by what they need."""
+
+    load: Load
+    patch: Patch
+    quantize: Quantization
+    attach: Attach
+    align: Align
+    pack: Pack
+    train: Train
+    evaluate: Evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    total: int
+    trainable: int
+    trainable_by_module: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes. `total` is the largest of `instants`, the moments of a training step with all that is there then, and
+    of reading where weights are whole then, to be quantized or split.
+
+    The parts before `instants` are each what it takes at its own largest; they are not all there at one moment.
+    `constants` are those of the weights that quantized ones are scaled by; `activations` what is kept for the backward
+    pass; `logits` those of a chunk with their slopes; `buffers` what a forward or a backward pass has beside; `slack`
+    what glibc's heap cannot use again; `runtime` is Python with its libraries on a CPU (both 0 on a GPU); `capacity` is
+    what is free there; of a GPU that is not here None, where nobody says what it has, and so is `fits`. `uncalibrated`
+    names what of the run was never measured.
+    """
+
+    weights: int
+    constants: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+    slack: int
+    runtime: int
+    instants: dict[str, int]
+    total: int
+    capacity: int | None
+    fits: bool | None
+    uncalibrated: tuple[str, ...] = ()
+
+
+# of these, what a person is shown beside `total`
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "runtime")
+
+KNOWN_LATER = "(known after pack)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A number that only the tokenizer can tell: exact when low equals high. `high` is None where nobody knows it."""
+
+    low: int
+    high: int | None
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:,}"
+        return f"{self.low:,} {'or more' if self.high is None else f'to {self.high:,}'} {KNOWN_LATER}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Two numbers between which one is expected to lie."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(Span):
+    """Tokens a second after the first step, which takes `start_seconds` longer."""
+
+    start_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """`flops_per_step` and `tokens_per_step` are those of sequences that are as long as they may be.
+
+    `tokens` are those of all steps, None where nobody knows how long the rows are; `speed` and `seconds`, of all steps,
+    are None where no run was ever measured on the device.
+    """
+
+    parameters: Parameters
+    memory: Memory
+    steps: Range
+    flops_per_step: int
+    tokens_per_step: int
+    tokens: Range | None
+    speed: Speed | None
+    seconds: Span | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    version: int
+    verb: Verb
+    options: dict[str, str]  # the chosen option of each group
+    overrides: tuple[str, ...]
+    config_dirs: tuple[str, ...]  # the folders of options of the user's own
+    seed: int
+    checks: Checks  # which proofs a training run makes
+    steps: Steps
+    export: Export | None  # of the verb `export`
+    estimate: Estimate
+    notes: tuple[str, ...]  # what `auto` chose, and why
+    warnings: tuple[str, ...]
+    packages: dict[str, str]
+    own: dict[str, str]  # files of the user's by their paths, and functions by their names, with hashes
+    tracking: Tracking
+
+    @property
+    def exported(self) -> Export:
+        """What the plan of an `export` says of it."""
+        assert self.export is not None
+        return self.export
+
+    @property
+    def method(self) -> str:
+        """What trains, as it was asked for: of `method=dora` the code is lora's. A file of the user's by its path."""
+        own = self.steps.attach.method
+        return own if own in self.own else self.options.get("method", own)
+
+    def digest(self) -> str:
+        """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
+
+        Nor of which process computes what: a step's micro-batches are the same, however many ranks share them. Nor of
+        what is computed twice: losses are equal, in their last bits at most they are not.
+        """
+        text = json.dumps(list(self.decisive().values()), sort_keys=True)  # a config may say Infinity: Mamba's do
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def takes_as(self, other: "Plan") -> bool:
+        """Whether it has the other's result, of the same computations: what one takes, the other does."""
+        ours, theirs = self.steps.patch, other.steps.patch
+        recomputed = all(getattr(ours, name) == getattr(theirs, name) for name in _RECOMPUTATION)
+        return recomputed and self.digest() == other.digest()
+
+    def decisive(self) -> dict[str, Any]:
+        """What the digest is a hash of."""
+        steps = to_tree(self.steps)
+        del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
+        steps["train"]["own"].pop("reward_model", None)
+        for name in (*_CHANGE_NO_RESULT, "ranks"):
+            del steps["train"][name]
+        for name in _RECOMPUTATION:
+            del steps["patch"][name]
+        if self.steps.align.order:  # the digest sorts keys: of one source, or none, it stays what it was
+            steps["align"]["order"] = self.steps.align.order
+        steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
+        for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
+            if source["sha256"] is not None:  # else its name is all that tells it from another
+                del source["path"]
+        if steps["evaluate"]["harness"] is not None:
+            del steps["evaluate"]["harness"]["path"]
+        if steps["load"]["source"] in ("folder", "gguf"):
+            steps["load"]["revision"] = None
+        found = {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps, "own": self.own}
+        if self.export is None:
+            return found
+        return found | {"export": {name: getattr(self.export, name) for name in _OF_WHAT_IS_WRITTEN}}
+
+
+def to_yaml(plan: Plan) -> str:
+    return yaml.safe_dump({"digest": plan.digest(), **to_tree(plan)}, sort_keys=False, allow_unicode=True, width=110)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The JSON of the contracts: steps as a list, a number of steps where it is exact."""
+    tree = to_tree(plan)
+    steps = tree["estimate"]["steps"]
+    if steps["low"] == steps["high"]:
+        tree["estimate"]["steps"] = steps["low"]
+    else:
+        tree["estimate"]["steps"] = {**steps, "note": "known after pack"}
+    tree["steps"] = [{"name": name, **step} for name, step in tree["steps"].items()]
+    return {"digest": plan.digest(), **tree}
+
+
+_BESIDE = ("changes", "search")  # what the verb `plan` prints in JSON beside a plan
+
+
+def _of_json(tree: Any) -> Any:
+    """The tree of plan.yaml, of what `to_json` made of it; anything else as it is."""
+    steps = tree.get("steps") if isinstance(tree, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and "name" in step for step in steps):
+        return tree
+    named = {str(step["name"]): {key: value for key, value in step.items() if key != "name"} for step in steps}
+    tree = {key: value for key, value in tree.items() if key not in _BESIDE} | {"steps": named}
+    estimate = tree.get("estimate")
+    if isinstance(estimate, dict) and "steps" in estimate:
+        tree["estimate"] = {**estimate, "steps": _range(estimate["steps"])}
+    return tree
+
+
+def _range(steps: Any) -> Any:
+    if isinstance(steps, dict):
+        return {key: value for key, value in steps.items() if key != "note"}
+    return {"low": steps, "high": steps}
+
+
+def _parsed(content: bytes) -> Any:
+    """A plan file, or what plan.format=json printed. Raises ValueError.
+
+    JSON is read as such: YAML takes its 2e-05 for a text.
+    """
+    if content.lstrip().startswith(b"{"):
+        with suppress(ValueError):
+            return _of_json(json_of(content))
+    return yaml_of(content)
+
+
+# what each version changed, for whoever has a plan of an older one
+CHANGED: dict[int, str] = {
+    2: "data sets have an origin, a weight and a split, several are mixed or streamed, tools and reasoning are planned",
+    3: "a plan names its verb, and what a preference loss measures the change from",
+    4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
+    5: "the estimate's memory has more parts, and says when it is highest",
+    6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
+    7: "the rows that are measured may be those that train",
+    8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
+    9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
+    10: "that base is planned of every verb, with the type that the weights are read in",
+    11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
+    12: "how long ranks wait for one that does not come is planned",
+    13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
+    14: "folders of one's own options (--config-dir) are planned; memory is not known of a GPU that is not here",
+    15: "how videos are seen is planned, of a model that takes them",
+    16: "the type that products of bfloat16 are computed in is planned",
+    17: "of how many layers activations are recomputed is planned",
+    18: "what is recomputed is no part of the digest: it decides no result",
+    19: "the digest covers which hub set is read, the order of sets, files of rewards, metrics and export.calibration",
+    20: "precision of float32 products, which checks are made, who reads slices of weights; C kernels are gone",
+}
+
+
+PLAN_EXAMPLE = "--from-plan outputs/DATE/TIME/plan.yaml"
+
+
+def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> Plan:
+    """A plan, written as YAML or as JSON, checked against the types and its own digest. Raises UserError.
+
+    `example` is how one is named.
+    """
+    setting = setting or f"--from-plan {path}"
+    try:
+        tree = _parsed(path.read_bytes())
+    except OSError as error:
+        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})", example=example) from None
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise refuse("plan-broken", setting, "it is not a YAML mapping")
+    if tree.get("version") != VERSION:
+        raise _other_version(setting, tree)
+    digest = tree.pop("digest", None)
+    reader = Reader()
+    plan = reader.record(Plan, tree)
+    if reader.problems:
+        raise UserError(*reader.problems)
+    try:
+        own = plan.digest()
+    except (ValueError, TypeError):
+        raise refuse("plan-broken", setting, "it holds what no plan does, as an endless number or a date") from None
+    if own != digest:
+        raise refuse("plan-edited", setting, f"its digest is {plain(digest)}, its content has {own}")
+    return plan
+
+
+def _other_version(setting: str, tree: dict[str, Any]) -> UserError:
+    """With what was changed since, and the command that compiles it again."""
+    from factory.config.line import again  # which reads plans
+
+    version = tree.get("version")
+    wrong = f"it has version {version}, this factory reads version {VERSION}"
+    if isinstance(version, int):
+        since = [f"{number}: {text}" for number, text in CHANGED.items() if number > version]
+        wrong += f" ({'; '.join(since)})" if since else ", which is older"
+    overrides, folders = (
+        list(map(str, found)) if isinstance(found, list) else []
+        for found in (tree.get("overrides"), tree.get("config_dirs"))
+    )
+    return refuse("plan-version", setting, wrong, command=again(str(tree.get("verb", "train")), overrides, folders))

@@ -1,0 +1,40 @@
+"""The keys of a plan are named as they are set, where they are."""
+
+from pathlib import Path
+
+import pytest
+from conftest import compiled
+
+from factory.config.settings import all_keys
+from factory.config.typed import to_tree
+from factory.plan.diff import flat
+from factory.plan.keys import as_set
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("pack.max_length", "data.max_length"),
+        ("pack.template", "model.template"),
+        ("train.batch_size", "stage.batch_size"),
+        ("train.threads", "hardware.threads"),
+        ("train.ranks.strategy", "hardware.strategy"),
+        ("train.own.beta", "stage.beta"),
+        ("attach.settings.rank", "method.rank"),
+        ("quantize.bits", "method.quantization.bits"),
+        ("align.sources.my.set.format", "data.sources.my.set.format"),
+        ("options.method", "method"),
+        *((key, key) for key in ("seed", "evaluate.samples", "train.stage", "train.autocast", "attach.trainable")),
+        *((key, key) for key in ("align.sources.demo.bytes", "estimate.memory.total", "tracking.uri", "overrides")),
+    ],
+)
+def test_a_key_has_the_name_that_sets_it(key: str, found: str) -> None:
+    assert as_set(key) == found
+
+
+@pytest.mark.parametrize("overrides", [("method=qlora",), ("stage=dpo", "method=full")])
+def test_what_is_named_otherwise_can_be_set(overrides: tuple[str, ...], here: Path, tiny_model: Path) -> None:
+    plan = compiled(f"model.path={tiny_model}", *overrides, training=False)
+    known = {key.path.replace("<name>", next(iter(plan.steps.align.sources))) for key in all_keys()}
+    named = {as_set(key) for key, _ in flat(to_tree(plan)) if as_set(key) != key} - plan.options.keys()
+    assert named and not named - known
