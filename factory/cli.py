@@ -76,13 +76,19 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(not_a_setting(verb, rest))
     if verb not in VERBS:
         wrong = "there is no such verb"
-        raise refuse("unknown-verb", verb, wrong, known=", ".join(VERBS), hint=did_you_mean(verb, VERBS))
+        raise refuse(
+            "unknown-verb",
+            verb,
+            wrong,
+            because=f"the verbs are {', '.join(VERBS)}",
+            fix=f"{did_you_mean(verb, VERBS)}`factory --help` says what each does",
+        )
     return VERBS[verb](rest)
 
 
 def preview(arguments: list[str]) -> int:
     """the data steps only: what is trained, token by token, and what is dropped or cut; preview.html=PATH: as a page"""
-    if (line := parsed(arguments, "one preview is shown at a time", "preview-of-a-sweep")) is None:
+    if (line := parsed(arguments, "one preview is shown at a time")) is None:
         return 0
     from factory.preview import show
 
@@ -142,7 +148,13 @@ def explain(arguments: list[str]) -> int:
     from factory.help import explained
 
     if len(arguments) != 1:
-        raise refuse("explain-what", " ".join(arguments) or "(nothing)", "one key or group is needed")
+        raise refuse(
+            "explain-what",
+            " ".join(arguments) or "(nothing)",
+            "one key or group is needed",
+            because="keys are explained one at a time",
+            fix="factory explain method.rank",
+        )
     print(explained(arguments[0]))
     return 0
 
@@ -155,7 +167,13 @@ def models(arguments: list[str]) -> int:
     asked = line.overrides[-1].partition("=")[2] if line.overrides else "text"
     for word in (*["-m"] * line.multirun, *line.hydra_flags, *line.overrides):
         if word not in ("models.format=json", "models.format=text"):
-            raise refuse("models-key", word, "this verb reads models.format=text or json, and words")
+            raise refuse(
+                "models-key",
+                word,
+                "this verb reads models.format=text or json, and words",
+                because="a filter that is not understood would show too much",
+                fix="as in: factory models qwen apache, factory models vision, factory models models.format=json",
+            )
     found = rows(line.words, line.config_dirs)
     if asked == "json":
         print(json.dumps(as_json(found), ensure_ascii=False))
@@ -180,7 +198,13 @@ def import_config(arguments: list[str]) -> int:
     from factory.config.imported.said import as_script
 
     if len(arguments) != 1:
-        raise refuse("import-what", " ".join(arguments) or "(nothing)", "one file is needed")
+        raise refuse(
+            "import-what",
+            " ".join(arguments) or "(nothing)",
+            "one file is needed",
+            because="`factory import-config` takes one file",
+            fix="give it a config of LLaMA-Factory, `factory import-config train_lora.yaml`",
+        )
     said = llamafactory.translate(Path(arguments[0]))
     try:
         use.foreseen(said.verb, said.as_overrides())

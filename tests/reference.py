@@ -1,4 +1,4 @@
-"""The pages of docs/reference, from what they are about: verbs, keys, options, refusals.
+"""The pages of docs/reference, from what they are about: verbs, keys, options.
 
 `python tests/reference.py` writes them anew.
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from factory import cli, help, templates
 from factory.config import groups, models
-from factory.config.refusal import catalogue
 from factory.config.settings import all_keys
 from factory.config.typed import Key, describe
 from factory.verbs import OWN
@@ -79,29 +78,7 @@ def _of_model(row: models.Row) -> tuple[str, ...]:
     return row.option, row.path, *numbers, row.template, row.license, kinds
 
 
-def refusals() -> Iterator[str]:
-    yield from (
-        "# Refusals",
-        "",
-        "What follows `[id] key=value: what is wrong.`, by the group of the first key that a rule",
-    )
-    yield "reads. A gap in braces is filled in by the case. *warning*: in `factory plan`, as only this machine"
-    yield from (f"lacks something. {NOTE}", "")
-    found = sorted(catalogue().items(), key=lambda each: (_group(each[1].reads), each[0]))
-    for group, rules in groupby(found, lambda each: _group(each[1].reads)):
-        yield from (f"## {group or 'the command line, files and the machine'}", "")
-        rows = (
-            (rule, words.because, words.fix, ", ".join([*words.reads, *(["*warning*"] if words.machine else [])]))
-            for rule, words in rules
-        )
-        yield from _table(("id", "because", "fix", "reads"), rows)
-
-
-def _group(reads: tuple[str, ...]) -> str:
-    return reads[0].partition(".")[0] if reads else ""
-
-
-PAGES = {"verbs": verbs, "keys": keys, "options": options, "refusals": refusals}
+PAGES = {"verbs": verbs, "keys": keys, "options": options}
 
 
 def page(name: str) -> str:

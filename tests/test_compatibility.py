@@ -3,17 +3,15 @@
 import compatibility
 import pytest
 
-from factory.config.refusal import catalogue
 from factory.plan import rules
 from factory.plan.rule import Rule
 
 
 def test_each_pair_and_triple_is_legal_or_refused_by_a_rule() -> None:
-    """What raises would end this; what is refused is refused by a rule whose words stand in the catalogue."""
+    """An exception of a rule would end this."""
     assert len(set(compatibility.triples())) == len(list(compatibility.triples())) > 15_000
     given = [*compatibility.pairs(), *compatibility.sampled()]
     refused = {each: rules for each in given if (rules := compatibility.verdict(each))}
-    assert {rule for found in refused.values() for rule in found} <= catalogue().keys()
     assert 0.05 < len(refused) / len(given) < 0.6
 
 

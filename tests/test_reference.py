@@ -1,11 +1,10 @@
-"""The reference pages are as the schema, the rules and the options are."""
+"""The reference pages are as the schema and the options are."""
 
 import pytest
 import reference
 
 from factory import cli, templates
 from factory.config import groups, settings
-from factory.config.refusal import catalogue
 
 
 @pytest.mark.parametrize("name", sorted(reference.PAGES))
@@ -23,7 +22,6 @@ def test_all_that_there_is_has_a_row() -> None:
         "verbs": [*cli.VERBS],
         "keys": [key.path for key in settings.all_keys()],
         "options": [*(name for group in groups.GROUPS for name in groups.options(group)), *templates.names()],
-        "refusals": [*catalogue()],
     }
     for name, found in everything.items():
         page = reference.page(name)

@@ -67,14 +67,19 @@ def architecture(config: dict[str, Any]) -> Architecture:
             "unknown-architecture",
             f"model_type={kind}",
             "there is no such architecture",
-            hint=did_you_mean(kind, FAMILIES),
+            because="parameters and memory could not be estimated, nor the model be built",
+            fix=f"{did_you_mean(kind, FAMILIES)}use a newer transformers, or another model",
         )
     try:
         _check(config)
         return FAMILIES[kind](config)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise refuse(
-            "incomplete-config", f"config.json of a {kind} model", f"a number is missing or of the wrong type ({error})"
+            "incomplete-config",
+            f"config.json of a {kind} model",
+            f"a number is missing or of the wrong type ({error})",
+            because="the architecture cannot be built from it",
+            fix="restore config.json from the model's source",
         ) from error
 
 

@@ -258,7 +258,8 @@ def kind_of(part: Config, name: str, known: Mapping[str, Any], default: str) -> 
             "unknown-architecture",
             f"{name}.model_type={kind}",
             "there is no such architecture",
-            hint=did_you_mean(kind, known),
+            because="parameters and memory could not be estimated, nor the model be built",
+            fix=f"{did_you_mean(kind, known)}use a newer transformers, or another model",
         )
     return kind
 

@@ -55,7 +55,13 @@ class Prompter:
     def __init__(self, tokenizer: Any, exam: Exam, *, chat: bool, context: int | None) -> None:
         self._tokenizer, self.exam, self.chat, self._context = tokenizer, exam, chat, context
         if chat and not tokenizer.chat_template:
-            raise refuse("benchmark-template", f"evaluate.benchmarks={exam.name}", "the tokenizer has no chat template")
+            raise refuse(
+                "benchmark-template",
+                f"evaluate.benchmarks={exam.name}",
+                "the tokenizer has no chat template",
+                because="the questions are to be asked as a conversation",
+                fix="set model.template, or ask in plain text, as the benchmark's authors do",
+            )
         self._before = [] if chat else _before(tokenizer)
         self.letters = self._find_letters()
 
@@ -109,7 +115,13 @@ class Prompter:
     def _refusal(self, ends: list[list[int]]) -> Exception:
         shown = ", ".join(str(self._tokenizer.convert_ids_to_tokens(ids)) for ids in ends)
         wrong = f"this tokenizer has no single token for each of A, B, C and D there, but {shown}"
-        return refuse("benchmark-letters", f"evaluate.benchmarks={self.exam.name}", wrong)
+        return refuse(
+            "benchmark-letters",
+            f"evaluate.benchmarks={self.exam.name}",
+            wrong,
+            because="the answer is read from one token each for A, B, C and D at the place after the question",
+            fix="evaluate another model, or leave the benchmark out",
+        )
 
 
 def _before(tokenizer: Any) -> list[int]:

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,23 @@ from factory.benchmarks.types import LETTERS, NAMES, Benchmark, Exam, Hub, Quest
 from factory.config.hub import lost
 from factory.config.refusal import UserError, did_you_mean, refuse
 from factory.data import hub as hub_rows
+
+_benchmark_broken = partial(
+    refuse,
+    "benchmark-broken",
+    because="an accuracy over the rest would be another benchmark's",
+    fix="download the set again, or correct the rows",
+)
+_benchmark_unreachable = partial(
+    refuse,
+    "benchmark-unreachable",
+    because="its questions are not on this machine",
+    fix=(
+        "check the network (HF_ENDPOINT names a mirror, HF_TOKEN a user), or download the set and set "
+        "evaluate.path to its folder"
+    ),
+    machine=True,
+)
 
 Part = Literal["shots", "scored"]
 Record = dict[str, Any] | str  # a row by its columns' names in small letters, or why it is none
@@ -96,7 +114,7 @@ class _Folder:
                 raise self._broken(f"{shown}, after line {reader.line_num}: {error}") from None
 
     def _broken(self, wrong: str) -> UserError:
-        return refuse("benchmark-broken", f"evaluate.path={self.shown}", wrong)
+        return _benchmark_broken(f"evaluate.path={self.shown}", wrong)
 
 
 class _Set:
@@ -120,7 +138,7 @@ class _Set:
         if split not in self._kept:
             rows = list(_rows(self._hub, self._hub.subset, split))
             if rows and "subject" not in rows[0]:
-                raise refuse("benchmark-broken", f"evaluate.path={self.shown}", f"{split} has no column subject")
+                raise _benchmark_broken(f"evaluate.path={self.shown}", f"{split} has no column subject")
             rows.sort(key=lambda row: row["subject"])  # which keeps the order within a subject
             self._kept[split] = {name: list(each) for name, each in groupby(rows, key=lambda row: row["subject"])}
         return self._kept[split]
@@ -147,7 +165,13 @@ def _exam(name: str, source: _Folder | _Set, shots: int, max_samples: int | None
         if subject not in made.subjects:
             hint = did_you_mean(subject, made.subjects)
             setting = f"evaluate.path={source.shown}"
-            raise refuse("benchmark-subject", setting, f"{subject} is no subject of {made.title}", hint=hint)
+            raise refuse(
+                "benchmark-subject",
+                setting,
+                f"{subject} is no subject of {made.title}",
+                because="a subject's category and its name in the prompts are those of the benchmark's authors",
+                fix=f"{hint}remove the file, or give it the name of the benchmark's subject",
+            )
     dropped: Dropped = {}
     by_subject: dict[str, list[Question]] = {}
     for subject in (each for each in made.subjects if each in source.subjects):
@@ -189,7 +213,7 @@ def _scored(source: _Folder | _Set, subject: str, dropped: Dropped) -> list[Ques
     if not found or len(bad) > _MOST_BAD * (len(found) + len(bad)):
         wrong = f"{len(bad)} of {len(found) + len(bad)} rows of {subject} cannot be used"
         first = f", as {bad[0][0]}: {bad[0][1]}" if bad else ""
-        raise refuse("benchmark-broken", f"evaluate.path={source.shown}", wrong + first)
+        raise _benchmark_broken(f"evaluate.path={source.shown}", wrong + first)
     for place, why in bad:
         entry = dropped.setdefault(why, {"count": 0, "first": []})
         count, first = entry["count"], entry["first"]
@@ -208,18 +232,33 @@ def _shots(source: _Folder | _Set, subject: str, count: int) -> tuple[Question, 
     for number, (place, record) in enumerate(islice(source.rows("shots", subject), count), 1):
         question = _question(subject, number, record)
         if isinstance(question, str):
-            raise refuse("benchmark-broken", f"evaluate.path={source.shown}", f"{place}: {question}")
+            raise _benchmark_broken(f"evaluate.path={source.shown}", f"{place}: {question}")
         found.append(question)
     if len(found) < count:
         wrong = f"{subject} has {len(found)} of them in {source.shown}"
-        raise refuse("benchmark-shots", f"evaluate.shots={count}", wrong, there=len(found))
+        raise refuse(
+            "benchmark-shots",
+            f"evaluate.shots={count}",
+            wrong,
+            because="every prompt begins with solved questions of the same subject, from its dev split",
+            fix=(f"put them there, or ask for fewer with evaluate.shots ({len(found)} can be had; 0 asks without any)"),
+        )
     return tuple(found)
 
 
 def _no_source(name: str, source: str, wrong: str) -> UserError:
     made: Benchmark = benchmark(name)
     wanted = made.files.scored.format(subject="SUBJECT")
-    return refuse("benchmark-source", f"evaluate.path={source}", wrong, wanted=wanted, hub=made.hub.path)
+    return refuse(
+        "benchmark-source",
+        f"evaluate.path={source}",
+        wrong,
+        because="the questions are read as their authors publish them, and nothing else is taken for them",
+        fix=(
+            f"set evaluate.path to a folder that holds {wanted}, or to a set's id on the hub (owner/name), or "
+            f"leave it out for {made.hub.path}"
+        ),
+    )
 
 
 def _rows(hub: Hub, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
@@ -227,7 +266,7 @@ def _rows(hub: Hub, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
     try:
         yield from hub_rows.rows(hub.path, subset, split, None)
     except UserError as error:
-        raise refuse("benchmark-unreachable", f"evaluate.path={hub.path}", error.refusals[0].wrong) from None
+        raise _benchmark_unreachable(f"evaluate.path={hub.path}", error.refusals[0].wrong) from None
 
 
 def _archive(hub: Hub) -> Path:
@@ -241,7 +280,7 @@ def _archive(hub: Hub) -> Path:
         file = Path(hf_hub_download(hub.path, hub.archive, repo_type="dataset"))
     except (*lost(), OSError) as error:
         said = str(error).strip().partition("\n")[0].rstrip(".")[:300]
-        raise refuse("benchmark-unreachable", setting, said or type(error).__name__) from None
+        raise _benchmark_unreachable(setting, said or type(error).__name__) from None
     folder = cache.folder() / "benchmarks" / f"{file.stem}-{file.parent.name}"  # whose name is the revision
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -249,10 +288,10 @@ def _archive(hub: Hub) -> Path:
             try:
                 with zipfile.ZipFile(file) as opened:
                     if sum(each.file_size for each in opened.infolist()) > _MOST_UNPACKED:
-                        raise refuse("benchmark-broken", setting, f"{hub.archive}: it unpacks to too much")
+                        raise _benchmark_broken(setting, f"{hub.archive}: it unpacks to too much")
                     opened.extractall(Path(aside) / "whole")  # which leaves no folder
             except zipfile.BadZipFile as error:
-                raise refuse("benchmark-broken", setting, f"{hub.archive}: {error}") from None
+                raise _benchmark_broken(setting, f"{hub.archive}: {error}") from None
             with suppress(OSError):  # another run may have put it there meanwhile
                 (Path(aside) / "whole").rename(folder)
     return folder

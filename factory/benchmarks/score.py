@@ -15,7 +15,7 @@ from torch import Tensor
 from factory.architecture.positions import alike
 from factory.benchmarks.prompts import Prompt, Prompter, common
 from factory.benchmarks.types import Exam
-from factory.config.refusal import refuse
+from factory.evaluation.spec import not_finite
 from factory.logits import decoder, head_of, text_model
 
 # the start of several prompts read once; each prompt read whole, several side by side; each alone
@@ -103,7 +103,7 @@ def _numbers(exam: Exam, at: int, row: list[float]) -> tuple[float, ...]:
     """As they are. Raises UserError where they are none: the likeliest of them would be A."""
     if any(map(isnan, row)):
         wrong = f"the letters' log-probabilities after question {at + 1:,} are no numbers"
-        raise refuse("held-out-not-finite", f"evaluate.benchmarks={exam.name}", wrong)
+        raise not_finite(f"evaluate.benchmarks={exam.name}", wrong)
     return tuple(row)
 
 

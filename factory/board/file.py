@@ -1,5 +1,6 @@
 """A form's state as a YAML file: a recipe of one run, as it may lie in recipes/ or in a --config-dir."""
 
+from functools import partial
 from typing import Any
 
 import yaml
@@ -9,6 +10,8 @@ from factory.config import groups
 from factory.config.line import Overrides, listed, name_of, spelt
 from factory.config.parsed import yaml_of
 from factory.config.refusal import refuse
+
+_board_line = partial(refuse, "board-line", fix="paste a command line of one run, as `factory method=qlora stage=dpo`")
 
 _HEAD = "# @package _global_\n"
 _WANTED = "a recipe of one run is needed: `defaults` of groups, and keys in their groups"
@@ -41,10 +44,10 @@ def read(text: str) -> Overrides:
     try:
         content = yaml_of(text)
     except ValueError as error:
-        raise refuse("board-line", "the file", str(error), wanted=_WANTED) from None
+        raise _board_line("the file", str(error), because=_WANTED) from None
     content = {} if content is None and text.startswith(_HEAD) else content
     if not isinstance(content, dict) or "runs" in content:
-        raise refuse("board-line", "the file", "it has no settings of one run", wanted=_WANTED)
+        raise _board_line("the file", "it has no settings of one run", because=_WANTED)
     return (*_chosen(content.pop("defaults", [])), *_keys(content, ""))
 
 
@@ -58,7 +61,7 @@ def _chosen(defaults: Any) -> Overrides:
             group = str(name).removeprefix("override").strip().lstrip("/")
             found.append(f"{group}={listed(value) if isinstance(value, list) else value}")
         elif entry != "_self_":
-            raise refuse("board-line", "the file", f"its defaults have {entry!r}", wanted=_WANTED)
+            raise _board_line("the file", f"its defaults have {entry!r}", because=_WANTED)
     return tuple(found)
 
 

@@ -105,7 +105,17 @@ class Planner:
         folders = ", ".join(map(str, self._folders))
         with self._busy:  # first, whoever asks: what is by default is composed once, behind a lock of its own
             found = [(text, self._wrong(text)) for text in overrides]
-        return [refusal("board-folder", text, wrong, folders=folders) for text, wrong in found if wrong is not None]
+        return [
+            refusal(
+                "board-folder",
+                text,
+                wrong,
+                because=f"the page reads and writes only inside {folders}, whoever opens it",
+                fix="choose a place inside of these, upload the file, or start the board with board.folders=[…]",
+            )
+            for text, wrong in found
+            if wrong is not None
+        ]
 
     def _wrong(self, override: str) -> str | None:
         found = texts(override)
@@ -182,7 +192,13 @@ def _placed(overrides: Overrides) -> Iterator[Refusal]:
     wanted = "each run that the page starts gets a folder of its own, by which it is found, queued and stopped"
     for text in overrides:
         if name_of(text) in ("hydra.run.dir", "hydra.sweep.dir"):
-            yield refusal("board-line", text, "it would not lie there", wanted=wanted)
+            yield refusal(
+                "board-line",
+                text,
+                "it would not lie there",
+                because=wanted,
+                fix="paste a command line of one run, as `factory method=qlora stage=dpo`",
+            )
 
 
 def _with(overrides: Overrides, more: Iterable[str]) -> Overrides:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,13 @@ from factory.run.folder import RunFolder, is_held, read_json, runs_in, write_who
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger
 from factory.tracking.ledger import whole_lines
+
+_board_stop = partial(
+    refuse,
+    "board-stop",
+    because="another user has started it, or another machine, or it is only beginning",
+    fix="press Ctrl-C where it was started, or try again in a moment",
+)
 
 State = Literal["queued", "cancelled", "starting", "running", "finished", "failed", "interrupted", "refused"]
 GOING_ON: tuple[State, ...] = ("queued", "starting", "running")
@@ -214,14 +221,14 @@ class Runs:
         process = _Processes().of_run(folder)
         if process is None:
             if is_held(RunFolder(folder).lock):
-                raise refuse("board-stop", folder, "which process it is cannot be told from here")
+                raise _board_stop(folder, "which process it is cannot be told from here")
             return False
         try:
             os.kill(process, signal.SIGINT)
         except ProcessLookupError:  # it has ended meanwhile
             return False
         except PermissionError:
-            raise refuse("board-stop", folder, f"process {process} may not be stopped from here") from None
+            raise _board_stop(folder, f"process {process} may not be stopped from here") from None
         return True
 
     def resume(self, folder: str) -> bool:

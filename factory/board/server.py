@@ -35,10 +35,29 @@ def check(board: Board) -> str | None:
     """The password. Raises UserError where the address needs one, or a folder is not there."""
     password = board.password or os.environ.get(PASSWORD)
     gone = [folder for folder in board.folders if not Path(folder).is_dir()]
-    problems = [refusal("board-no-folder", f"board.folders=[{folder}]", "there is no such folder") for folder in gone]
+    problems = [
+        refusal(
+            "board-no-folder",
+            f"board.folders=[{folder}]",
+            "there is no such folder",
+            because="what is given in the page may lie in these folders only, so none of it could be named",
+            fix="check the path, or make the folder",
+        )
+        for folder in gone
+    ]
     if password is None and (board.share or not is_own(board.host)):
         what = "board.share=true" if is_own(board.host) else f"board.host={board.host}"
-        problems.append(refusal("board-password", what, "it needs a password"))
+        problems.append(
+            refusal(
+                "board-password",
+                what,
+                "it needs a password",
+                because="whoever reaches the address could start runs and read files here",
+                fix=(
+                    "set board.password (or the environment's FACTORY_BOARD_PASSWORD), or leave board.host at 127.0.0.1"
+                ),
+            )
+        )
     if problems:
         raise UserError(*problems)
     return password
@@ -126,7 +145,13 @@ def serve(board: Board, config_dirs: tuple[str, ...]) -> None:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise refuse("board-port", f"board.port={board.port}", f"nothing can listen there ({error})") from None
+        raise refuse(
+            "board-port",
+            f"board.port={board.port}",
+            f"nothing can listen there ({error})",
+            because="another program, perhaps another board, has this port",
+            fix="set board.port to a free one",
+        ) from None
     print(f"Factory's page is at {blocks.local_url}  (Ctrl-C stops the page; runs go on)", flush=True)
     blocks.block_thread()
 

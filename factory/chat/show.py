@@ -117,12 +117,36 @@ def _base(plan: Plan) -> str:
 def _message(text: str) -> str:
     """All of a piped input, which may be a file, is one. Raises UserError."""
     if not text.strip():
-        raise refuse("chat-nothing-piped", "(standard input)", "it is empty")
+        raise refuse(
+            "chat-nothing-piped",
+            "(standard input)",
+            "it is empty",
+            because="what is piped is the message that is answered",
+            fix=(
+                'pipe a question, as in: echo "Name three rivers." | factory chat; or begin `factory chat` in a '
+                "terminal"
+            ),
+        )
     if where := _no_text(text):
-        raise refuse("chat-encoding", "(standard input)", where)
+        raise refuse(
+            "chat-encoding",
+            "(standard input)",
+            where,
+            because="what is piped is the message, and nobody knows which letters these bytes are",
+            fix="convert it, as in: iconv -f latin1 -t utf-8 question.txt | factory chat",
+        )
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("/") and (name := line.split()[0]) in (*_COMMANDS, *_ENDS):
-            raise refuse("chat-command-piped", "(standard input)", f"its line {number} is the command {name}")
+            raise refuse(
+                "chat-command-piped",
+                "(standard input)",
+                f"its line {number} is the command {name}",
+                because="what is piped is one message, and the model would be asked with the command as a part of it",
+                fix=(
+                    "give keys instead (generation.temperature=0, chat.system=TEXT) and send the output to a file, "
+                    "or type the commands in a terminal; a line of the message itself may begin with a space and a /"
+                ),
+            )
     return text.strip()
 
 

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from factory.plan.plan import read_plan
 from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.run.swept import Outcome, SweepFolder
 from factory.tracking import from_mlflow
+
+_compare_tracking = partial(
+    refuse,
+    "compare-tracking",
+    because="the runs that are asked for are known to MLflow only",
+    fix="set tracking.uri to where they were logged, or name their folders",
+)
 
 _SEARCHED = ("metrics", "metric", "params", "param", "parameters", "tags", "tag", "attributes", "attribute", "run")
 _PAGE = 200  # runs, or experiments, that MLflow is asked for at a time
@@ -46,13 +54,13 @@ def asked(words: Sequence[str]) -> Asked:
         elif _is_filter(word):
             filters.append(word)
         elif "=" in word:
-            raise refuse("compare-what", word, "`factory compare` does not read it", hint="")
+            raise _compare_what(word, "`factory compare` does not read it", hint="")
         else:
             places.append(word)  # a folder that is not there is a row of the table
     if not words or "" in experiments:
-        raise refuse("compare-what", " ".join(words) or "(nothing)", "no run is named", hint=last_here())
+        raise _compare_what(" ".join(words) or "(nothing)", "no run is named", hint=last_here())
     if all(not _is_there(place) and not is_mlflow_id(place) for place in places) and not (experiments or filters):
-        raise refuse("compare-what", " ".join(places), "there is no such folder, and no filter in it", hint=last_here())
+        raise _compare_what(" ".join(places), "there is no such folder, and no filter in it", hint=last_here())
     return Asked(tuple(places), tuple(experiments), tuple(filters))
 
 
@@ -80,7 +88,13 @@ def found(asked: Asked, tracking: Tracking) -> list[Run]:
         once.setdefault(str(Path(run.where).absolute()), run)
     if not once:
         words = " ".join([*(f"experiment={name}" for name in asked.experiments), *asked.filters, *asked.places])
-        raise refuse("compare-found", words, "no run is there", asked=words)
+        raise refuse(
+            "compare-found",
+            words,
+            "no run is there",
+            because="there is nothing to compare",
+            fix=f"widen the search: {words}",
+        )
     return named(list(once.values()))
 
 
@@ -143,7 +157,13 @@ def _searched(asked: Asked, tracking: Tracking) -> Iterator[Run]:
     try:
         made = list(_paged(client.search_runs, chosen, text))
     except MlflowException as error:
-        raise refuse("compare-filter", text, first_line(error)) from None
+        raise refuse(
+            "compare-filter",
+            text,
+            first_line(error),
+            because="runs are sought by MLflow's search syntax",
+            fix="as in: \"metrics.perplexity < 20 and tags.method = 'lora'\"",
+        ) from None
     yield from (_of_mlflow(client, each) for each in made if _is_ours(each))
 
 
@@ -153,7 +173,7 @@ def _experiment(client: Any, name: str, tracking: Tracking) -> str:
     if name in known:
         return known[name]
     there = ", ".join(sorted(known))
-    raise refuse("compare-tracking", f"experiment={name}", f"{tracking.uri} has no such experiment (it has {there})")
+    raise _compare_tracking(f"experiment={name}", f"{tracking.uri} has no such experiment (it has {there})")
 
 
 def _paged(search: Callable[..., Any], *words: Any, **how: Any) -> Iterator[Any]:
@@ -172,7 +192,7 @@ def _of_id(run_id: str, tracking: Tracking) -> Iterator[Run]:
     try:
         made = from_mlflow.run_of(client, run_id, str(tracking.uri))
     except from_mlflow.Unknown as unknown:
-        raise refuse("compare-tracking", run_id, str(unknown)) from None
+        raise _compare_tracking(run_id, str(unknown)) from None
     if _is_ours(made):
         yield _of_mlflow(client, made)
         return
@@ -190,7 +210,7 @@ def _client(tracking: Tracking, setting: str) -> Any:
     try:
         return from_mlflow.reader(tracking.mlflow)
     except from_mlflow.Unknown as unknown:
-        raise refuse("compare-tracking", setting, str(unknown)) from None
+        raise _compare_tracking(setting, str(unknown)) from None
 
 
 def _of_mlflow(client: Any, made: Any) -> Run:
@@ -223,3 +243,19 @@ def _history(client: Any, run_id: str) -> list[dict[str, Any]]:
             value = metric.value if isfinite(metric.value) else None
             lines.setdefault(metric.step, {"step": metric.step})[name] = value
     return [lines[step] for step in sorted(lines)]
+
+
+def _compare_what(setting: str, wrong: str, hint: str) -> UserError:
+    return refuse(
+        "compare-what",
+        setting,
+        wrong,
+        because=(
+            "runs are compared by name: folders of runs, a sweep's folder, ids of MLflow runs, "
+            "experiment=NAME or an MLflow filter"
+        ),
+        fix=(
+            f"{hint}as in: factory compare multirun_sweeps/DATE/TIME; factory compare outputs/DATE/ONE "
+            'outputs/DATE/TWO; factory compare experiment=factory "metrics.perplexity < 20"'
+        ),
+    )

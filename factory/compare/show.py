@@ -46,7 +46,13 @@ def chosen(wanted: schema.Compare) -> str:
     form = wanted.format if wanted.format != "auto" else by_name or "text"
     if wanted.out and (wrong := _unwritable(Path(wanted.out), None if wanted.format == "auto" else SUFFIXES[form])):
         ends = SUFFIXES[form] if wanted.format != "auto" else tuple(ends[0] for ends in SUFFIXES.values())
-        raise refuse("compare-out", f"compare.out={wanted.out}", wrong, suffixes=" or ".join(ends))
+        raise refuse(
+            "compare-out",
+            f"compare.out={wanted.out}",
+            wrong,
+            because="a name that says another format would mislead whoever opens it, and nothing else is written over",
+            fix=f"name a file in a folder that is there, ending in {' or '.join(ends)}",
+        )
     return form
 
 

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from factory.config import compose
 from factory.config.refusal import refuse
 from factory.config.words import config_dir_flags, program
 from factory.plan.plan import Plan
+
+_board_line = partial(refuse, "board-line", fix="paste a command line of one run, as `factory method=qlora stage=dpo`")
 
 Overrides = tuple[str, ...]
 _BARE = re.compile(r"[\w./:@%+\-]+( [\w./:@%+\-]+)*", re.ASCII)  # what Hydra's grammar takes without quotes
@@ -118,18 +121,18 @@ def read(text: str, config_dirs: tuple[str, ...] = ()) -> Overrides:
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
-        raise refuse("board-line", text, f"{error}", wanted="a quote that opens must close") from None
+        raise _board_line(text, f"{error}", because="a quote that opens must close") from None
     words = _after_program([word for word in words if word != "$"])
     verb = "train"
     if words and re.fullmatch(r"[a-z-]+", words[0]) and not words[0].startswith("-"):
         verb = words.pop(0)
         if verb not in ("train", *_SHOWING):
-            raise refuse("board-line", verb, "it is another verb's", wanted="the form is of what is trained")
+            raise _board_line(verb, "it is another verb's", because="the form is of what is trained")
     if any(word.partition("=")[0] in compose.OF_A_VERB for word in words):
-        raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
+        raise _board_line(text, "it has flags", because="the form is of one run, without flags")
     line = compose.parse(words)
     if line.multirun or line.hydra_flags or line.config_dirs not in ((), config_dirs):
-        raise refuse("board-line", text, "it has flags", wanted="the form is of one run, without flags")
+        raise _board_line(text, "it has flags", because="the form is of one run, without flags")
     return tuple(text for text in line.overrides if verb not in _SHOWING or group_of(text) != verb)
 
 

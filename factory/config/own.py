@@ -45,7 +45,7 @@ def module(kind: str, path: str) -> ModuleType:
     """The file as a module, read again when it has changed. Raises UserError."""
     group = kind.removesuffix("s")
     if not os.path.isfile(path):  # noqa: PTH113  of a name that is too long, Path raises
-        raise refuse("own-module", f"{group}.name={path}", "there is no such file", group=group)
+        raise _own_module(f"{group}.name={path}", "there is no such file", group=group)
     return _module(kind, path, digest(path))
 
 
@@ -58,9 +58,9 @@ def _module(kind: str, path: str, sha256: str) -> ModuleType:
     try:
         function.called(path, "importing it raised", partial(spec.loader.exec_module, found))
     except UserError as error:
-        raise refuse("own-module", f"{group}.name={path}", error.refusals[0].wrong, group=group) from None
+        raise _own_module(f"{group}.name={path}", error.refusals[0].wrong, group=group) from None
     if wrong := _wrong(kind, vars(found)):
-        raise refuse("own-module", f"{group}.name={path}", wrong, group=group)
+        raise _own_module(f"{group}.name={path}", wrong, group=group)
     catalogue().maps[0].update(vars(found).get("WORDS", {}))
     return found
 
@@ -76,3 +76,13 @@ def _wrong(kind: str, parts: dict[str, Any]) -> str | None:
         return f"its rule {taken[0]} has the name of another"
     unsaid = [rule.id for rule in parts["RULES"] if rule.id not in words.keys() | packaged.keys()]
     return f"its rule {unsaid[0]} has no words in WORDS" if unsaid else None
+
+
+def _own_module(setting: str, wrong: str, group: str) -> UserError:
+    return refuse(
+        "own-module",
+        setting,
+        wrong,
+        because=f"a {group} of your own is one Python file with all that a {group} has",
+        fix="correct the file; docs/contributing.md has a whole one",
+    )

@@ -66,16 +66,39 @@ class UserError(ValueError):
         self.refusals = refusals
 
 
-def refusal(rule: str, setting: str, wrong: str, **values: Any) -> Refusal:
-    """The rule's refusal; `values` fill the gaps of its words. A secret in what was set is not shown."""
-    words = catalogue()[rule]
-    because, fix = words.because.format_map(values), words.fix.format_map(values)
+def refusal(
+    rule: str,
+    setting: str,
+    wrong: str,
+    *,
+    because: str | None = None,
+    fix: str | None = None,
+    machine: bool = False,
+    **values: Any,
+) -> Refusal:
+    """Return one problem: what was set, what is wrong, why, and what to do. A secret in what was set is not shown.
+
+    `machine`: lacking here, not wrong in itself, so a warning in `plan` and a refusal in `train`.
+    """
+    if because is None or fix is None:
+        words = catalogue()[rule]
+        because, machine = because or words.because.format_map(values), words.machine
+        fix = fix or words.fix.format_map(values)
     setting, wrong, because, fix = map(redacted, (setting, wrong, because, fix))
-    return Refusal(rule=rule, setting=setting, wrong=wrong, because=because, fix=fix, machine=words.machine)
+    return Refusal(rule=rule, setting=setting, wrong=wrong, because=because, fix=fix, machine=machine)
 
 
-def refuse(rule: str, setting: str, wrong: str, **values: Any) -> UserError:
-    return UserError(refusal(rule, setting, wrong, **values))
+def refuse(
+    rule: str,
+    setting: str,
+    wrong: str,
+    *,
+    because: str | None = None,
+    fix: str | None = None,
+    machine: bool = False,
+    **values: Any,
+) -> UserError:
+    return UserError(refusal(rule, setting, wrong, because=because, fix=fix, machine=machine, **values))
 
 
 _ALIKE = 0.65  # as difflib counts: `loar` and `lora` are, `foo` and `olora` or `question` and `solution` are not

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from factory.config.parsed import NamedTwice, once
 from factory.config.refusal import UserError, did_you_mean, refuse
 from factory.config.schema import Format, Source
 from factory.data import read
+
+_catalogue_broken = partial(
+    refuse, "catalogue-broken", because="it is an object of {name of a set: what it is}", fix="correct the file"
+)
 
 NAME = "dataset_info.json"
 # where an entry's rows come from, in the order that counts, and why not
@@ -69,17 +74,17 @@ def sources(path: str, names: Sequence[str]) -> dict[str, Source]:
     file, entries = _read(path)
     known = ", ".join(entries)
     if not names:
-        raise refuse("catalogue-names", "data.names=[]", "none of its sets is named", known=known, hint="")
+        raise _catalogue_names("data.names=[]", "none of its sets is named", known=known, hint="")
     found: dict[str, Source] = {}
     problems: list[UserError] = []
     for name in names:
         try:
             if name in found:
                 wrong = "it is named twice (data.sources.NAME.weight is for more of a set)"
-                raise refuse("catalogue-names", f"data.names={name}", wrong, known=known, hint="")
+                raise _catalogue_names(f"data.names={name}", wrong, known=known, hint="")
             if name not in entries:
                 hint = did_you_mean(name, entries)
-                raise refuse("catalogue-names", f"data.names={name}", "there is no such set", known=known, hint=hint)
+                raise _catalogue_names(f"data.names={name}", "there is no such set", known=known, hint=hint)
             found[name] = _Entry(file, name, entries[name]).source()
         except UserError as error:
             problems.append(error)
@@ -98,14 +103,14 @@ def expand(selected: dict[str, Source], names: Sequence[str]) -> dict[str, Sourc
         more = {name: source}
         if source.origin == "catalogue":
             if source.path is None:
-                raise refuse("catalogue-missing", read.unset(name), "no catalogue is named", hint="")
+                raise _catalogue_missing(read.unset(name), "no catalogue is named", hint="")
             more = {
                 each: replace(entry, **_changed(source, set_of.get(each, source)))
                 for each, entry in sources(source.path, names).items()
             }
         if twice := found.keys() & more.keys():
             wrong = "another selected set has this name"
-            raise refuse("catalogue-names", f"data.names={min(twice)}", wrong, known=", ".join(more), hint="")
+            raise _catalogue_names(f"data.names={min(twice)}", wrong, known=", ".join(more), hint="")
         found |= more
     return found
 
@@ -136,15 +141,15 @@ def _read(path: str) -> tuple[Path, dict[str, Any]]:
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises where there is no such user
     file = file / NAME if file.is_dir() else file
     if not file.is_file():
-        raise refuse("catalogue-missing", f"data.path={path}", "there is no such file", hint=read.near(file))
+        raise _catalogue_missing(f"data.path={path}", "there is no such file", hint=read.near(file))
     try:
         entries = json.loads(file.read_bytes().decode("utf-8-sig"), object_pairs_hook=once)
     except NamedTwice as error:
-        raise refuse("catalogue-broken", f"data.path={path}", f"an object in it {error}") from None
+        raise _catalogue_broken(f"data.path={path}", f"an object in it {error}") from None
     except (ValueError, RecursionError) as error:
-        raise refuse("catalogue-broken", f"data.path={path}", f"it is not JSON ({error})") from None
+        raise _catalogue_broken(f"data.path={path}", f"it is not JSON ({error})") from None
     if not isinstance(entries, dict):
-        raise refuse("catalogue-broken", f"data.path={path}", "it is no JSON object")
+        raise _catalogue_broken(f"data.path={path}", "it is no JSON object")
     return file, entries
 
 
@@ -153,7 +158,7 @@ class _Entry:
         self.file = file
         self.name = name
         if not isinstance(entry, dict):
-            raise refuse("catalogue-broken", f"data.names={name}", "its entry is no object")
+            raise _catalogue_broken(f"data.names={name}", "its entry is no object")
         self.entry = entry
         for key, value in entry.items():
             if key not in _TYPES:
@@ -197,7 +202,13 @@ class _Entry:
             raise self._wrong("it says nothing of where its rows are", list(_ORIGINS))
         if unread := _ORIGINS[key]:
             where, instead = unread
-            raise refuse("catalogue-origin", f"data.names={self.name}", f"it has {key}", where=where, instead=instead)
+            raise refuse(
+                "catalogue-origin",
+                f"data.names={self.name}",
+                f"it has {key}",
+                because=f"its rows come from {where}, which is not read here",
+                fix=instead,
+            )
         place: str = self._get(key)
         if key == "hf_hub_url":
             return "hub", f"{place}/{folder}" if (folder := self._get("folder")) else place
@@ -245,4 +256,30 @@ class _Entry:
     def _wrong(self, wrong: str, known: Sequence[str], name: str = "") -> UserError:
         hint = did_you_mean(name, known) if name else ""
         words = f"it may have {', '.join(known)}" if known else f"without {wrong.partition(' ')[0]}"
-        return refuse("catalogue-key", f"data.names={self.name}", wrong, known=words, hint=hint)
+        return refuse(
+            "catalogue-key",
+            f"data.names={self.name}",
+            wrong,
+            because="it would be ignored, and other rows or other columns of them trained",
+            fix=f"{hint}correct the entry in the catalogue ({words})",
+        )
+
+
+def _catalogue_names(setting: str, wrong: str, known: str, hint: str) -> UserError:
+    return refuse(
+        "catalogue-names",
+        setting,
+        wrong,
+        because=f"the catalogue has {known}",
+        fix=f"{hint}set data.names=[NAME,…] to some of them",
+    )
+
+
+def _catalogue_missing(setting: str, wrong: str, hint: str) -> UserError:
+    return refuse(
+        "catalogue-missing",
+        setting,
+        wrong,
+        because="LLaMA-Factory describes its data sets in a dataset_info.json",
+        fix=f"{hint}set data.path to that file or its folder",
+    )

@@ -130,7 +130,7 @@ def imported(path: str) -> Any:
 def _imported(path: str) -> tuple[ModuleType, Any]:
     setting = f"path={path}"
     if not is_named(path):
-        raise refuse("function-missing", setting, "it is not of the form module:function", hint="")
+        raise _function_missing(setting, "it is not of the form module:function", hint="")
     module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # after what is installed: a file of the user's hides nothing
@@ -139,16 +139,16 @@ def _imported(path: str) -> tuple[ModuleType, Any]:
         module = called(path, "importing it raised", lambda: importlib.import_module(module_name))
     except ModuleNotFoundError as error:
         hint = did_you_mean(module_name, [file.stem for file in Path.cwd().glob("*.py")])
-        raise refuse("function-missing", setting, f"there is no module {error.name}", hint=hint) from None
+        raise _function_missing(setting, f"there is no module {error.name}", hint=hint) from None
     found: Any = module
     for part in name.split("."):
         if part not in dir(found):
             names = [known for known in dir(found) if callable(getattr(found, known)) and not known.startswith("_")]
             hint = did_you_mean(part, names)
-            raise refuse("function-missing", setting, f"{module_name} has no {part}", hint=hint)
+            raise _function_missing(setting, f"{module_name} has no {part}", hint=hint)
         found = getattr(found, part)
     if not callable(found):
-        raise refuse("function-missing", setting, f"{name} is {_named(found)}, nothing to call", hint="")
+        raise _function_missing(setting, f"{name} is {_named(found)}, nothing to call", hint="")
     return module, found
 
 
@@ -176,7 +176,16 @@ def called(path: str, what: str, call: Any) -> Any:
         if missing is not None and f"{module}.".startswith(f"{missing}."):
             raise
         said = _told(error)
-        raise refuse("function-failed", f"path={path}", f"{what} {said}", module=module, function=function) from None
+        raise refuse(
+            "function-failed",
+            f"path={path}",
+            f"{what} {said}",
+            because="it is your code that gives the rows",
+            fix=(
+                f'correct it; to try it by itself: python -c "import {module}; print(next(iter({module}.{function}'
+                '())))"'
+            ),
+        ) from None
 
 
 def _told(error: BaseException) -> str:
@@ -197,8 +206,24 @@ def _place(error: BaseException) -> tuple[str, int | None] | None:
 
 
 def _wrong_rows(path: str, text: str) -> UserError:
-    return refuse("function-rows", f"path={path}", text)
+    return refuse(
+        "function-rows",
+        f"path={path}",
+        text,
+        because="a function takes no arguments and gives rows, each a dict of columns",
+        fix='give rows as in: yield {"text": "…"}',
+    )
 
 
 def _named(value: Any) -> str:
     return f"of type {type(value).__name__}"
+
+
+def _function_missing(setting: str, wrong: str, hint: str) -> UserError:
+    return refuse(
+        "function-missing",
+        setting,
+        wrong,
+        because="the rows come from a Python function, named by its import path",
+        fix=f"{hint}write module:function, with the module in this folder or installed",
+    )

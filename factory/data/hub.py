@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,30 @@ from factory.data.read.columnar import values
 _ROWS = 1000  # that are Python values at a time
 _ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:/(?P<folder>.+))?")
 
+UNREACHABLE = (
+    "check the network, set HF_ENDPOINT to a mirror, or HF_DATASETS_OFFLINE=1 where the set was downloaded before; or "
+    "name a file with data=file data.path=FILE"
+)
+_hub_missing = partial(
+    refuse,
+    "hub-missing",
+    because="the hub has no such set, or not for this user",
+    fix="check the set's page for its id, subsets and splits; for a gated set accept its terms there and set HF_TOKEN",
+)
+
 
 def check_id(path: str, setting: str) -> None:
     """Raises UserError for what is no id of a set: owner/name, or owner/name/folder for one of its folders."""
     if not _ID.fullmatch(path):
-        raise refuse("hub-missing", setting, "it is no id of a set on the hub: owner/name, or owner/name/folder")
+        raise _hub_missing(setting, "it is no id of a set on the hub: owner/name, or owner/name/folder")
     if Path(path).is_dir():
-        raise refuse("hub-shadowed", setting, "there is a folder of this name here", path=path)
+        raise refuse(
+            "hub-shadowed",
+            setting,
+            "there is a folder of this name here",
+            because="the folder would be read in the hub's place",
+            fix=f"use data=file data.path={path} for the folder, or run in another folder",
+        )
 
 
 def rows(
@@ -116,23 +133,46 @@ def _explained(setting: str) -> Iterator[None]:
     from datasets.exceptions import DatasetsError, FileNotFoundDatasetsError
     from pyarrow import ArrowException
 
-    def refusal(rule: str, error: Exception) -> UserError:
-        said = str(error).strip().partition("\n")[0].rstrip(".")[:300]
-        return refuse(rule, setting, said or type(error).__name__)
+    def shown(error: Exception) -> str:
+        return str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
 
     try:
         yield
     except UserError:
         raise
     except (FileNotFoundDatasetsError, EmptyDatasetError) as error:
-        raise refusal("hub-missing", error) from None
+        raise _hub_missing(setting, shown(error)) from None
     except (DatasetsError, ArrowException) as error:
-        raise refusal("hub-broken", error) from None
+        raise refuse(
+            "hub-broken",
+            setting,
+            shown(error),
+            because="half a set would be trained as if it were the whole",
+            fix="name another revision of it, or download its files and use data=file",
+        ) from None
     except (*lost(), OSError) as error:
-        raise refusal("hub-unreachable", error) from None
+        raise refuse(
+            "hub-unreachable",
+            setting,
+            shown(error),
+            because="its rows are not on this machine",
+            fix=UNREACHABLE,
+            machine=True,
+        ) from None
     except ValueError as error:  # of a split or a subset that is not there; it names those that are
-        raise refusal("hub-missing", error) from None
+        raise _hub_missing(setting, shown(error)) from None
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        raise refusal("hub-code", error) from None
+        raise refuse(
+            "hub-code",
+            setting,
+            shown(error),
+            because=(
+                "such a set is built by Python code from the hub, which the datasets library does not run any more"
+            ),
+            fix=(
+                "set data.sources.NAME.revision=refs/convert/parquet, where the hub keeps a copy as files, or "
+                "write that code as a function of your own for data=function"
+            ),
+        ) from None

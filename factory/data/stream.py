@@ -263,7 +263,16 @@ class Stream:
     def _nothing(self, position: Position) -> Exception:
         entries = position.counts["dropped"].items()
         reasons = ", ".join(f"{reason}: {entry['count']:,} rows" for reason, entry in entries) or "there are none"
-        return refuse("nothing-to-train", "data", f"no row is left of {position.counts['rows']:,}", reasons=reasons)
+        return refuse(
+            "nothing-to-train",
+            "data",
+            f"no row is left of {position.counts['rows']:,}",
+            because=f"all were dropped: {reasons}",
+            fix=(
+                "correct the rows; raise data.max_length where they are longer; set another model.template where "
+                "it refuses, changes or leaves out what they say"
+            ),
+        )
 
 
 class _Files:
@@ -286,7 +295,14 @@ class _Files:
             now, same = [], False
         if not same:
             wrong = "its content has changed while it was read" if now else "it is gone while it was read"
-            raise refuse("stream-changed", f"path={self._source.path}", wrong)
+            raise refuse(
+                "stream-changed",
+                f"path={self._source.path}",
+                wrong,
+                because="the rows that follow would not be those that the run was planned with",
+                fix="put it back as it was and continue with `factory resume`, or start the run again",
+                machine=True,
+            )
         self._seen = now
 
 

@@ -62,7 +62,13 @@ def _asked(arguments: list[str]) -> dict[str, str]:
         if value not in _KEYS.get(key, ()):
             from factory.config.refusal import refuse
 
-            raise refuse("doctor-key", word, "this verb does not read it")
+            raise refuse(
+                "doctor-key",
+                word,
+                "this verb does not read it",
+                because="an answer to another question would look like one to this",
+                fix="as in: factory doctor doctor.format=json doctor.imports=all",
+            )
         asked[key] = value
     return asked
 

@@ -1,6 +1,7 @@
 """A metric of the user's: `module:function`, called with those of prompts, answers and references that it names."""
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -8,7 +9,15 @@ from factory.config.refusal import UserError, refuse
 from factory.data import function
 from factory.rewards.checked import scores
 
-RULE = "metric-function"
+_metric_function = partial(
+    refuse,
+    "metric-function",
+    because="every answer needs one finite number",
+    fix=(
+        "correct the function: it is called with those of prompts, answers and references (lists of texts) that it "
+        "names, and returns a list of numbers, one per answer"
+    ),
+)
 # (prompts, answers, references), all texts → a number each
 Score = Callable[[list[str], list[str], list[str]], list[float]]
 
@@ -23,7 +32,7 @@ def metric(path: str) -> Score:
         given = {"prompts": prompts, "answers": answers, "references": references}
         named = {name: texts for name, texts in given.items() if taken is None or name in taken}
         values = _said(setting, lambda: function.called(path, "it raised", lambda: found(**named)))
-        return scores(values, len(answers), setting, rule=RULE, largest=inf)
+        return scores(values, len(answers), setting, refused=_metric_function, largest=inf)
 
     return score
 
@@ -33,4 +42,4 @@ def _said(setting: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except UserError as error:
-        raise refuse(RULE, setting, error.refusals[0].wrong) from None
+        raise _metric_function(setting, error.refusals[0].wrong) from None

@@ -23,6 +23,7 @@ import numpy as np
 from factory.config.refusal import UserError, refuse
 from factory.data import hub
 from factory.evaluation.rows import Row
+from factory.evaluation.spec import not_finite
 from factory.plan.plan import PlannedHarness
 
 # names of a set that are readers of local files
@@ -78,7 +79,13 @@ def read(asked: PlannedHarness, *, seed: int, chat: Chat | None, context: int) -
             for task in found["tasks"]:
                 if task in by:
                     wrong = f"{task} is one of {by[task]}'s too" if by[task] != task else f"{task} is asked by itself"
-                    raise refuse("harness-overlap", f"evaluate.harness={name}", wrong)
+                    raise refuse(
+                        "harness-overlap",
+                        f"evaluate.harness={name}",
+                        wrong,
+                        because="a task is asked and scored once",
+                        fix="leave one of the names out",
+                    )
                 by[task] = name
             for part, each in loaded.items():
                 each |= found.get(part, {})
@@ -113,7 +120,16 @@ def _manager(asked: PlannedHarness) -> tuple[Any, list[str]]:
             near = difflib.get_close_matches(name, known, n=_NEAR, cutoff=0.6)
             told = " ".join((f"lm-eval {version('lm-eval')} has no task, group or tag of this name", *notes[:1]))
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise refuse("harness-unknown", f"evaluate.harness={name}", told, hint=hint)
+            raise refuse(
+                "harness-unknown",
+                f"evaluate.harness={name}",
+                told,
+                because="a task, a group or a tag is looked up by its name",
+                fix=(
+                    f"{hint}`lm-eval ls tasks` lists the library's own; those of a folder of yours need "
+                    "evaluate.harness_path"
+                ),
+            )
     return manager, notes
 
 
@@ -153,10 +169,18 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
             return manager.load([name])
     except UserError as error:
         found = error.refusals[0]
-        rule = "harness-unreachable" if on_hub and found.rule == "hub-unreachable" else "harness-broken"
-        raise refuse(rule, setting, found.wrong) from error
+        if not (on_hub and found.rule == "hub-unreachable"):
+            raise _broken(setting, found.wrong) from error
+        raise refuse(
+            "harness-unreachable",
+            setting,
+            found.wrong,
+            because="its questions are not on this machine",
+            fix="check the network, set HF_ENDPOINT to a mirror, or HF_DATASETS_OFFLINE=1 for a downloaded set",
+            machine=True,
+        ) from error
     except Exception as error:  # whatever a file of the user's, or a function that it names, does wrong
-        raise _broken(setting, error) from error
+        raise _broken(setting, _said(error)) from error
 
 
 def _sets(manager: Any, name: str) -> Iterator[str]:
@@ -191,8 +215,17 @@ def _is_local(path: str) -> bool:
     return path in _READERS or Path(path).exists()
 
 
-def _broken(setting: str, error: Exception) -> UserError:
-    return refuse("harness-broken", setting, _said(error))
+def _broken(setting: str, wrong: str) -> UserError:
+    return refuse(
+        "harness-broken",
+        setting,
+        wrong,
+        because="a task is made of its file, its data and the functions that it names before a weight is read",
+        fix=(
+            'correct its file, or install the package that is missing (pip install "lm-eval[...]"), or leave '
+            "the task out"
+        ),
+    )
 
 
 def _said(error: Exception) -> str:
@@ -213,19 +246,40 @@ def _shots(task: Any, asked: int | None) -> list[str]:
 def _try(setting: str, name: str, task: Any, chat: Chat | None, context: int) -> None:
     """A task's first question is written, so that what is wrong with it costs no model load. Raises UserError."""
     if getattr(task, "UNSAFE_CODE", False):
-        raise refuse("harness-unsafe", setting, f"{name} runs code that the model writes")
+        raise refuse(
+            "harness-unsafe",
+            setting,
+            f"{name} runs code that the model writes",
+            because="nothing here keeps what a model writes from doing harm",
+            fix=("leave it out, or run the library by itself in a machine of its own on what `factory export` writes"),
+        )
     if getattr(task, "MULTIMODAL", False):
-        raise refuse("harness-images", setting, f"{name} asks about pictures or sounds")
+        raise refuse(
+            "harness-images",
+            setting,
+            f"{name} asks about pictures or sounds",
+            because="the tasks of evaluate.harness are asked in text",
+            fix="leave it out",
+        )
     if task.OUTPUT_TYPE == "generate_until":
         said = task.get_config("generation_kwargs") or {}
         length = next((said[name] for name in _LENGTHS if said.get(name) is not None), _GENERATED)
         if length >= context:
             wrong = f"answers to {name} have up to {length:,} tokens, and the model reads {context:,}"
-            raise refuse("harness-room", setting, wrong)
+            raise refuse(
+                "harness-room",
+                setting,
+                wrong,
+                because="an answer follows its prompt within the context",
+                fix=(
+                    "leave it out, or copy its file into a folder of your own (evaluate.harness_path) with a smaller "
+                    "max_gen_toks"
+                ),
+            )
     try:
         task.build_all_requests(limit=1, **_as_conversation(chat))
     except Exception as error:  # whatever a file of the user's, or a function that it names, does wrong
-        raise _broken(setting, error) from error
+        raise _broken(setting, _said(error)) from error
 
 
 def _as_conversation(chat: Chat | None) -> dict[str, Any]:
@@ -260,7 +314,15 @@ def ask(tasks: Tasks, model: Any, *, limit: int | None, chat: bool, device: str)
             raise
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             setting = f"evaluate.harness=[{','.join(tasks.loaded['tasks'])}]"
-            raise refuse("harness-asking", setting, _said(error)) from error
+            raise refuse(
+                "harness-asking",
+                setting,
+                _said(error),
+                because="the library stopped while it asked or scored; what was trained and measured before is saved",
+                fix=(
+                    "leave the task out, or correct its file; `factory evaluate run=FOLDER` asks again without training"
+                ),
+            ) from error
     if told.untaken:
         notes.append("The chat template takes no system text: what a task says in one (its description) was left out.")
     if told.cut:
@@ -421,7 +483,7 @@ def _rows(tasks: Tasks, found: dict[str, Any]) -> tuple[list[Row], dict[str, str
             number = sample["doc_id"]
             if any(map(_is_nan, sample["resps"])):
                 wrong = f"a log-likelihood of question {number} is no number"
-                raise refuse("held-out-not-finite", f"evaluate.harness={name}", wrong)
+                raise not_finite(f"evaluate.harness={name}", wrong)
             if number not in by_question:
                 content.update(f"{sample['doc_hash']} {sample['target_hash']} ".encode())
                 by_question[number] = _row(name, sample)

@@ -1,15 +1,24 @@
 """What `evaluate.metrics` names, as values. No torch."""
 
+from functools import partial
 from typing import Literal
 
 from factory.benchmarks.types import NAMES as BENCHMARKS
+from factory.config.refusal import refuse
 from factory.data import function
 from factory.metrics import METRICS
 
-__all__ = ["METRICS", "kind", "shown", "taken"]
+__all__ = ["METRICS", "kind", "not_finite", "shown", "taken"]
 # what else is called so in a report, or in a comparison of two; a name with a stroke in it is no function's
 _TAKEN = {*METRICS, *BENCHMARKS, "rouge", "perplexity", "loss", "reward", "kl", "response_length", "ended"}
 _TAKEN |= {"generation", "benchmarks", "harness"}
+
+not_finite = partial(
+    refuse,
+    "held-out-not-finite",
+    because="nothing that is measured of such a model says anything",
+    fix="lower stage.learning_rate, or set precision=fp32; before training, check the model itself with another",
+)
 
 
 def kind(text: str) -> Literal["own", "function"] | None:

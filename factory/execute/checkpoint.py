@@ -108,7 +108,13 @@ def refuse_other_layout(run: Run) -> None:
         return
     there = (read_json(run.resume_from / MANIFEST) or {}).get("layout", "whole")
     if there != (here := layout(run.plan.steps.train.ranks)):
-        raise refuse("resume-other-ranks", f"stage.resume={run.resume_from}", f"it is {there}, this run is {here}")
+        raise refuse(
+            "resume-other-ranks",
+            f"stage.resume={run.resume_from}",
+            f"it is {there}, this run is {here}",
+            because="DeepSpeed's parts of weights and optimizer are of so many ranks and of that stage",
+            fix="resume with the same hardware.strategy and hardware.num_processes, or start from the saved model",
+        )
 
 
 def write_trained(folder: Path, trained: dict[str, Any]) -> None:
@@ -135,7 +141,16 @@ def read_whole_tensors(folder: Path, wanted: dict[str, Any]) -> tuple[dict[str, 
 
     trained = load_file(folder / "trained.safetensors")
     if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in trained.items()}:
-        raise refuse("resume-other-run", f"stage.resume={folder}", "it holds other tensors than this plan trains")
+        raise refuse(
+            "resume-other-run",
+            f"stage.resume={folder}",
+            "it holds other tensors than this plan trains",
+            because="it was saved by another run",
+            fix=(
+                "set what decides the result as that run had it (see its plan.yaml), or start another run "
+                "without stage.resume"
+            ),
+        )
     return trained, _unpickled(folder / "optimizer.pt")
 
 
@@ -150,7 +165,13 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError):
         wrong = f"{path.name} is broken, or holds more than tensors and numbers"
-        raise refuse("no-checkpoint", f"stage.resume={path.parent}", wrong) from None
+        raise refuse(
+            "no-checkpoint",
+            f"stage.resume={path.parent}",
+            wrong,
+            because="a run cannot be continued from half a state",
+            fix="name a folder as outputs/…/checkpoints/step-000020, or set stage.resume=auto",
+        ) from None
 
 
 def _pickle(value: Any, path: Path) -> None:
@@ -324,7 +345,16 @@ def _bring_best(run: Run, step: int) -> None:
 def refuse_damaged(best: Path, setting: str) -> None:
     """Raises UserError where the best checkpoint so far is not what was written."""
     if (wrong := lost(best)) is not None:
-        raise refuse("best-missing", setting, wrong)
+        raise refuse(
+            "best-missing",
+            setting,
+            wrong,
+            because="the model that is saved at the end would be another",
+            fix=(
+                "put it back as it was, set stage.resume to a checkpoint that lies beside its own best, or start "
+                "the run again in another folder"
+            ),
+        )
 
 
 def _prune(run: Run, step: int, keep: int | None) -> None:
@@ -352,5 +382,8 @@ def _cannot_save(run: Run, files: int, error: Exception) -> Exception:
             "disk-full",
             f"hydra.run.dir={run.folder.path}",
             f"this checkpoint needs {size(needed)} ({needed:,} bytes), {size(free)} are free ({free:,} bytes)",
+            because="half a checkpoint is of no use; the one before it is untouched",
+            fix="free space, then continue with `factory resume`",
+            machine=True,
         )
     return refusal_of(error, run.folder.checkpoints)

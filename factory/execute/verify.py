@@ -22,10 +22,27 @@ def verify(plan: Plan) -> None:
         changed = [*_data(plan), *_model(plan), *_adapter(plan), *_reward(plan), *asked, *_own(plan), *_packages(plan)]
     except OSError as error:
         wrong = f"it cannot be read ({error.strerror})"
-        raise refuse("cannot-read", str(error.filename or "a file")[:200], wrong) from None
+        raise refuse(
+            "cannot-read",
+            str(error.filename or "a file")[:200],
+            wrong,
+            because="it is needed to plan",
+            fix="check its name and its permissions",
+        ) from None
     if changed:
         command = again(plan.verb, plan.overrides, plan.config_dirs)
-        raise UserError(*(refusal("facts-changed", setting, wrong, command=command) for setting, wrong in changed))
+        raise UserError(
+            *(
+                refusal(
+                    "facts-changed",
+                    setting,
+                    wrong,
+                    because="the run would not be the one that was planned",
+                    fix=f"bring it back as it was, or compile again: {command}",
+                )
+                for setting, wrong in changed
+            )
+        )
 
 
 def _data(plan: Plan) -> list[tuple[str, str]]:

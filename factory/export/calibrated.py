@@ -5,6 +5,7 @@ vLLM and transformers (with gptqmodel) read both layouts.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 from factory.config.refusal import refuse
 from factory.plan.plan import Export
+
+_export_unfit = partial(refuse, "export-unfit", because="what is written would not answer as the model does")
 
 _LAYOUTS = {"gptq": ("auto_gptq", True), "awq": ("auto_awq", False)}  # auto-round's name, whether scales are symmetric
 _BITS, _GROUPS = 4, (128, 64, 32)  # columns that share a scale, as many as divide every layer's
@@ -30,7 +33,7 @@ def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
     whole = len(ids) // length
     if not whole:
         wrong = f"the text has {len(ids):,} tokens"
-        raise refuse("export-unfit", f"export.calibration={plan.calibration}", wrong, fix=f"give {length:,} at least")
+        raise _export_unfit(f"export.calibration={plan.calibration}", wrong, fix=f"give {length:,} at least")
     return [torch.tensor([ids[number * length : (number + 1) * length]]) for number in range(whole)]
 
 
@@ -45,7 +48,7 @@ def _group(quantization: str, model: Any) -> int:
     wrong = (
         f"layers have {', '.join(map(str, widths))} columns, and no group of {', '.join(map(str, _GROUPS))} divides all"
     )
-    raise refuse("export-unfit", f"export.quantization={quantization}", wrong, fix="set export.quantization=nf4")
+    raise _export_unfit(f"export.quantization={quantization}", wrong, fix="set export.quantization=nf4")
 
 
 def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str, context: int) -> None:

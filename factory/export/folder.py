@@ -32,14 +32,26 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
         all_to_disk(aside)
         if folder.exists() and any(folder.iterdir()):
             if not (plan.overwrite and spec.is_export(folder)):  # since the plan was made
-                raise refuse("export-there", f"export.dir={plan.dir}", "there is something in it")
+                raise refuse(
+                    "export-there",
+                    f"export.dir={plan.dir}",
+                    "there is something in it",
+                    because="nothing is overwritten unasked",
+                    fix="set export.overwrite=true, or another export.dir",
+                )
             folder.rename(old)
         aside.rename(folder)
         to_disk(folder.parent)  # before the old one goes
     except OverflowError as error:
         fix = "set export.dtype=bfloat16 or float32"
         wrong = f"{error} has numbers that float16 has not"
-        raise refuse("export-unfit", f"export.dtype={plan.dtype}", wrong, fix=fix) from None
+        raise refuse(
+            "export-unfit",
+            f"export.dtype={plan.dtype}",
+            wrong,
+            because="what is written would not answer as the model does",
+            fix=fix,
+        ) from None
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from error
     finally:

@@ -25,7 +25,13 @@ def check(plan: Export) -> None:
     except _asking() as error:
         raise _unreachable(plan, error) from None
     if set(there) - _OF_NEW and not plan.overwrite:
-        raise refuse("push-there", f"export.push={plan.push}", f"there are {len(there):,} files in it")
+        raise refuse(
+            "push-there",
+            f"export.push={plan.push}",
+            f"there are {len(there):,} files in it",
+            because="nothing is overwritten unasked",
+            fix="set export.overwrite=true, or name another repository",
+        )
     _hold(plan, private)
 
 
@@ -33,7 +39,13 @@ def _hold(plan: Export, private: bool) -> None:
     """Raises UserError where the repository is seen otherwise than the plan says."""
     if private != plan.private:
         wrong = f"there is a {'private' if private else 'public'} repository of this name"
-        raise refuse("push-visibility", f"export.push={plan.push}", wrong, private=plain(private))
+        raise refuse(
+            "push-visibility",
+            f"export.push={plan.push}",
+            wrong,
+            because="the hub leaves a repository as visible as it is",
+            fix=f"set export.private={plain(private)}, or name another repository",
+        )
 
 
 def push(plan: Export, folder: Path) -> dict[str, Any]:
@@ -71,4 +83,13 @@ def _asking() -> tuple[type[Exception], ...]:
 def _unreachable(plan: Export, error: BaseException) -> Exception:
     first = next((line for line in str(error).splitlines() if line.strip()), "no reason is given")
     wrong = f"{type(error).__name__}: {first[:200].rstrip('.')}"
-    return refuse("push-unreachable", f"export.push={plan.push}", wrong, private=" --private" if plan.private else "")
+    return refuse(
+        "push-unreachable",
+        f"export.push={plan.push}",
+        wrong,
+        because="the upload would fail after all the work",
+        fix=(
+            "try again later, or without export.push; the folder can be uploaded by "
+            f"`hf upload{' --private' if plan.private else ''}`"
+        ),
+    )

@@ -88,7 +88,13 @@ def turn_of(tokenizer: Any) -> Turn:
 
 def _irregular(wrong: str) -> UserError:
     fix = "set export.modelfile=false; the GGUF file carries the chat template itself, which llama.cpp reads (--jinja)"
-    return refuse("export-unfit", "export.modelfile=true", f"Ollama cannot say the chat template: {wrong}", fix=fix)
+    return refuse(
+        "export-unfit",
+        "export.modelfile=true",
+        f"Ollama cannot say the chat template: {wrong}",
+        because="what is written would not answer as the model does",
+        fix=fix,
+    )
 
 
 def _said(*pairs: tuple[str, str]) -> list[Message]:

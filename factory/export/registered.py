@@ -44,7 +44,16 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
             )
     except (MlflowException, OSError, ValueError) as error:
         where = f"export.register={plan.export.register}"
-        raise refuse("register-failed", where, first_line(error)[:200], dir=plan.export.dir) from error
+        raise refuse(
+            "register-failed",
+            where,
+            first_line(error)[:200],
+            because="MLflow did not take the model; the export itself is whole",
+            fix=(
+                "correct tracking.uri or the server, and export again with export.overwrite=true; it lies in "
+                f"{plan.export.dir}"
+            ),
+        ) from error
     return {
         "name": plan.export.register,
         "version": made.registered_model_version,

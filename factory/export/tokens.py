@@ -67,7 +67,13 @@ def tokens(tokenizer: Any, rows: int, ends: Sequence[int]) -> Tokens:
 
 def _unknown(wrong: str) -> UserError:
     fix = "set export.format=hf; llama.cpp's own convert_hf_to_gguf.py reads that, and knows more tokenizers"
-    return refuse("export-unfit", "export.format=gguf", f"the tokenizer cannot be written: {wrong}", fix=fix)
+    return refuse(
+        "export-unfit",
+        "export.format=gguf",
+        f"the tokenizer cannot be written: {wrong}",
+        because="what is written would not answer as the model does",
+        fix=fix,
+    )
 
 
 def _listed(said: dict[str, Any], tokenizer: Any, rows: int) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from factory.config.groups import GROUPS
@@ -12,6 +13,13 @@ from factory.config.settings import all_keys
 from factory.config.words import ends
 from factory.plan.plan import Verb
 from factory.plan.saved import Saved, scores
+
+_chat_compare = partial(
+    refusal,
+    "chat-compare",
+    because="two models answer side by side",
+    fix="name two, as compare=[base,run] with run=FOLDER, or compare=[outputs/one,outputs/other]",
+)
 
 # what chat and serve read beside the group of their own name: whole groups, and single keys of others
 _GROUPS = ("model", "precision", "tracking", "engine", "generation")
@@ -53,7 +61,15 @@ def taken_apart(verb: Verb, overrides: Iterable[str]) -> Line:
         elif not _read(verb, name):
             problems.append(_unread(verb, text, name))
         elif name == "stage" and value not in _STAGES:
-            problems.append(refusal("writes-untrained", text, f"`factory {verb}` trains no stage", verb=verb))
+            problems.append(
+                refusal(
+                    "writes-untrained",
+                    text,
+                    f"`factory {verb}` trains no stage",
+                    because="nothing is trained, and every model but a reward model (stage=rm) answers in the same way",
+                    fix="leave it out; run=FOLDER knows what was trained",
+                )
+            )
         else:
             kept.append(text)
     if problems:
@@ -74,9 +90,11 @@ def _unread(verb: Verb, text: str, name: str) -> Refusal:
         "writes-unread",
         shown,
         f"`factory {verb}` does not read it",
-        verb=verb,
-        hint="" if name in others else did_you_mean(name, known),
-        known=", ".join((*_GROUPS, verb)),
+        because=(
+            f"it reads the keys of {', '.join((*_GROUPS, verb))}, precision=, hardware=, data.tools, "
+            "data.reasoning and method.quantization"
+        ),
+        fix=f"{'' if name in others else did_you_mean(name, known)}leave it out",
     )
 
 
@@ -111,16 +129,16 @@ def sides(run: str | None, compare: tuple[str, ...]) -> list[Side]:
         return [Side(name_of(run) or "model", run)]
     setting = f"chat.compare=[{','.join(compare)}]"
     if len(compare) != 2:
-        raise UserError(refusal("chat-compare", setting, f"{len(compare)} models are named"))
+        raise UserError(_chat_compare(setting, f"{len(compare)} models are named"))
     others = [name for name in compare if name not in (BASE, RUN)]
     if RUN in compare and run is None:
-        raise UserError(refusal("chat-compare", setting, "`run` is what run= names, and it is not set"))
+        raise UserError(_chat_compare(setting, "`run` is what run= names, and it is not set"))
     of_base = run or (others[0] if others else None)
     named = {BASE: Side(BASE, of_base, base=True), RUN: Side(name_of(run) or RUN, run)}
     found = [named.get(name) or Side(name_of(name) or name, name) for name in compare]
     titles = None if compare[0] == compare[1] else _titles(found)
     if titles is None:
-        raise UserError(refusal("chat-compare", setting, "both are the same"))
+        raise UserError(_chat_compare(setting, "both are the same"))
     return [replace(side, title=title) for side, title in zip(found, titles, strict=True)]
 
 

@@ -7,6 +7,7 @@ folder that `load` found.
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from factory.inference.text import Writer
 from factory.inference.types import Done, Engine, Request, Sampling, Token
 from factory.plan.plan import Plan
 from factory.run.folder import RunFolder, base_config, read_json
+
+_serve_adapter = partial(
+    refuse,
+    "serve-adapter",
+    because="every adapter is put on the one base that is served",
+    fix=(
+        "name the folders of adapters that were trained on this base, as serve.adapters={mine: outputs/DATE/TIME/model}"
+    ),
+)
 
 _EMBEDDED = (
     Step("load", "load:load", (), ("config", "tokenizer", "processor")),
@@ -159,13 +169,17 @@ def _share_a_base(adapters: dict[str, str], plan: Plan) -> None:
     for name, folder in adapters.items():
         setting = f"serve.adapters.{name}={folder}"
         if not (Path(folder) / "adapter_config.json").is_file():
-            raise refuse("serve-adapter", setting, "there is no adapter_config.json in it")
+            raise _serve_adapter(setting, "there is no adapter_config.json in it")
         if (Path(folder) / own_base.FILE).is_file():
             raise refuse(
-                "serve-own-base", setting, "it was trained over a base of its own, quantized without its start"
+                "serve-own-base",
+                setting,
+                "it was trained over a base of its own, quantized without its start",
+                because="weights that lack the start of one adapter are the right ones for that adapter alone",
+                fix="serve it by itself (`factory serve run=FOLDER`), or write it whole (`factory export`)",
             )
         if _positions(folder) != _positions(plan.steps.load.adapter):
-            raise refuse("serve-adapter", setting, "positions of its base were stretched otherwise than those here")
+            raise _serve_adapter(setting, "positions of its base were stretched otherwise than those here")
 
 
 def _positions(adapter: str | None) -> tuple[Any, ...] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -11,6 +12,15 @@ from factory.inference.scheduler import Lane, Scheduled, Scheduler
 from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable
 from factory.plan.inspect.model import look_at_adapter
 from factory.plan.plan import Plan
+
+_serve_adapter = partial(
+    refuse,
+    "serve-adapter",
+    because="every adapter is put on the one base that is served",
+    fix=(
+        "name the folders of adapters that were trained on this base, as serve.adapters={mine: outputs/DATE/TIME/model}"
+    ),
+)
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its kernels have room for
 _REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
@@ -121,7 +131,16 @@ class Vllm(Scheduled):
             engine = LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, OSError) as error:  # it has no class of its own
             wrong = first_line(error)[:300].rstrip(".: ")
-            raise refuse("engine-vllm-start", f"engine={asked.name}", wrong) from error
+            raise refuse(
+                "engine-vllm-start",
+                f"engine={asked.name}",
+                wrong,
+                because="vLLM starts with all that it will need, or not at all",
+                fix=(
+                    "a smaller engine.batch, another engine.memory_fraction, model.context_length for less room, or "
+                    "engine=transformers"
+                ),
+            ) from error
         lane: Lane = VllmLane(
             engine,
             {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)},
@@ -142,9 +161,9 @@ def _rank(adapters: dict[str, str]) -> int:
         config = look_at_adapter(path).config
         if config.get("peft_type") != "LORA" or config.get("use_dora"):
             kind = f"{config.get('peft_type')} with DoRA" if config.get("use_dora") else config.get("peft_type")
-            raise refuse("serve-adapter", "engine=vllm", f"it reads plain LoRA alone, and {path} is {kind}")
+            raise _serve_adapter("engine=vllm", f"it reads plain LoRA alone, and {path} is {kind}")
         largest = max(largest, config.get("r", 1), *(config.get("rank_pattern") or {}).values(), 1)
     found = next((rank for rank in _RANKS if rank >= largest), None)
     if found is None:
-        raise refuse("serve-adapter", "engine=vllm", f"a rank of {largest} is more than its kernels have room for")
+        raise _serve_adapter("engine=vllm", f"a rank of {largest} is more than its kernels have room for")
     return found

@@ -496,19 +496,43 @@ def _against_folder(made: plan.Plan, settings: Settings, facts: Facts) -> list[R
     setting, digest = f"hydra.run.dir={facts.folder.path}", made.digest()
     if facts.folder.resume_digest not in (None, digest):
         wrong = f"it was saved by the plan {facts.folder.resume_digest}, this is {digest}{_apart(facts.folder, made)}"
-        return [refusal("resume-other-run", f"stage.resume={resume}", wrong)]
+        return [
+            refusal(
+                "resume-other-run",
+                f"stage.resume={resume}",
+                wrong,
+                because="it was saved by another run",
+                fix=(
+                    "set what decides the result as that run had it (see its plan.yaml), or start another run "
+                    "without stage.resume"
+                ),
+            )
+        ]
     if there is None:
         return []
     if resume is None:
         return [taken(facts.folder.path, finished=facts.folder.finished)]
     if there != digest:
-        rule = "folder-of-another-plan"
-        wrong = f"it holds a run of another plan ({there}, this is {digest}){_apart(facts.folder, made)}"
-    elif facts.folder.finished:
-        rule, wrong = "run-finished", "its run is finished"
-    else:
+        return [
+            refusal(
+                "folder-of-another-plan",
+                setting,
+                f"it holds a run of another plan ({there}, this is {digest}){_apart(facts.folder, made)}",
+                because="the two would be mixed",
+                fix="set the same options as that run (see its plan.yaml), or another hydra.run.dir",
+            )
+        ]
+    if not facts.folder.finished:
         return []
-    return [refusal(rule, setting, wrong)]
+    return [
+        refusal(
+            "run-finished",
+            setting,
+            "its run is finished",
+            because="there is nothing to continue",
+            fix="set another hydra.run.dir; its report.json has the result",
+        )
+    ]
 
 
 def _apart(folder: FolderFacts, made: plan.Plan) -> str:

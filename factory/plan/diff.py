@@ -114,7 +114,13 @@ def _of_mlflow(run: str, uri: str | None) -> Plan:
             from_mlflow.run_of(client, run, str(uri))
             found = from_mlflow.artifact(client, run, "plan.yaml", folder)
         except from_mlflow.Unknown as unknown:
-            raise refuse("plan-missing", setting, str(unknown), example=_EXAMPLE) from None
+            raise refuse(
+                "plan-missing",
+                setting,
+                str(unknown),
+                because="there is no plan to read",
+                fix=f"name one, as in {_EXAMPLE}",
+            ) from None
         return read_plan(found, setting=setting, example=_EXAMPLE)
 
 

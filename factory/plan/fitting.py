@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from factory.config.refusal import Refusal, refusal
 from factory.config.typed import plain
@@ -10,6 +11,17 @@ from factory.estimate.memory import READING
 from factory.plan import choices, plan
 from factory.plan.facts import Machine
 from factory.plan.rule import Case
+
+_memory = partial(
+    refusal,
+    "memory",
+    because="the process would be killed while loading or at the first step",
+    fix=(
+        "take a base in 4 bits (method=qlora) and precision=pure_bf16, whichever is not set yet; else a "
+        "smaller model or fewer trained parameters"
+    ),
+    machine=True,
+)
 
 _MARGIN = 0.95  # of a machine's memory: others have some
 _FILLED = 0.95  # of what a run may take: estimates were up to 8 % too low, most by less than 5 (docs/measurements.md)
@@ -39,7 +51,7 @@ def against_memory(made: plan.Plan) -> list[Refusal]:
     if memory.capacity is None or needed <= memory.capacity:
         return []
     wrong = f"{what} {size(needed)}, {size(memory.capacity)} are for a run"
-    return [refusal("memory", f"method={made.options.get('method')}", wrong)]
+    return [_memory(f"method={made.options.get('method')}", wrong)]
 
 
 def against_host(case: Case, setting: str, moved: int) -> list[Refusal]:
@@ -52,7 +64,7 @@ def against_host(case: Case, setting: str, moved: int) -> list[Refusal]:
     if not machine.gpus or moved <= there:
         return []
     wrong = f"of each process {size(moved)} would be in the host's memory, which has {size(there)} for it"
-    return [refusal("memory", setting, wrong)]
+    return [_memory(setting, wrong)]
 
 
 def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, training: bool) -> plan.Plan:

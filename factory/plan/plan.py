@@ -4,6 +4,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from factory.config.parsed import json_of, yaml_of
 from factory.config.refusal import UserError, refuse
 from factory.config.schema import Checks, ExportQuantization, Quantization, Strategy, Tracking
 from factory.config.typed import Reader, plain, to_tree
+
+_plan_broken = partial(refuse, "plan-broken", because="a plan is one", fix="compile again with the same overrides")
 
 VERSION = 20
 # of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
@@ -556,11 +559,17 @@ def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> 
     try:
         tree = _parsed(path.read_bytes())
     except OSError as error:
-        raise refuse("plan-missing", setting, f"it cannot be read ({error.strerror})", example=example) from None
+        raise refuse(
+            "plan-missing",
+            setting,
+            f"it cannot be read ({error.strerror})",
+            because="there is no plan to read",
+            fix=f"name one, as in {example}",
+        ) from None
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
-        raise refuse("plan-broken", setting, "it is not a YAML mapping")
+        raise _plan_broken(setting, "it is not a YAML mapping")
     if tree.get("version") != VERSION:
         raise _other_version(setting, tree)
     digest = tree.pop("digest", None)
@@ -571,9 +580,15 @@ def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> 
     try:
         own = plan.digest()
     except (ValueError, TypeError):
-        raise refuse("plan-broken", setting, "it holds what no plan does, as an endless number or a date") from None
+        raise _plan_broken(setting, "it holds what no plan does, as an endless number or a date") from None
     if own != digest:
-        raise refuse("plan-edited", setting, f"its digest is {plain(digest)}, its content has {own}")
+        raise refuse(
+            "plan-edited",
+            setting,
+            f"its digest is {plain(digest)}, its content has {own}",
+            because="a plan that was changed by hand was never checked by the rules",
+            fix="compile again with the same overrides (they stand in the plan)",
+        )
     return plan
 
 
@@ -590,4 +605,10 @@ def _other_version(setting: str, tree: dict[str, Any]) -> UserError:
         list(map(str, found)) if isinstance(found, list) else []
         for found in (tree.get("overrides"), tree.get("config_dirs"))
     )
-    return refuse("plan-version", setting, wrong, command=again(str(tree.get("verb", "train")), overrides, folders))
+    return refuse(
+        "plan-version",
+        setting,
+        wrong,
+        because="its keys may mean something else now",
+        fix=f"compile again: {again(str(tree.get('verb', 'train')), overrides, folders)}",
+    )

@@ -125,7 +125,7 @@ class Rule:
         if case.idle(key):
             return None
         gaps = self.gaps(case) if self.gaps else {}
-        return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong, **gaps)
+        return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong, **gaps)  # pyright: ignore[reportArgumentType]
 
 
 def _touches(bad: str, read: str) -> bool:

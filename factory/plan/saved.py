@@ -53,7 +53,9 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
         return _saved(run, tracking_uri)
     except OSError as error:  # a folder that this user may not enter
         wrong = f"{error.filename or 'it'} cannot be read ({error.strerror})"
-        raise refuse("cannot-read", f"run={run}", wrong) from None
+        raise refuse(
+            "cannot-read", f"run={run}", wrong, because="it is needed to plan", fix="check its name and its permissions"
+        ) from None
 
 
 def _saved(run: str, tracking_uri: str | None) -> Saved:
@@ -74,7 +76,7 @@ def _saved(run: str, tracking_uri: str | None) -> Saved:
         said = read_json(model / "adapter_config.json") or {}
         base, revision = said.get("base_model_name_or_path"), said.get("revision")
         if not base:
-            raise refuse("run-model", f"run={run}", "its adapter_config.json names no base", hint="")
+            raise _run_model(f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(
             str(base),
@@ -90,9 +92,9 @@ def _saved(run: str, tracking_uri: str | None) -> Saved:
         raise _without_model(run, plan, made)
     if found := next(iter(sorted(folder.glob("*.gguf"))), None):  # as an export writes it
         hint = f"a GGUF file is named by {setting('model.path', found)}; "
-        raise refuse("run-model", f"run={run}", "what is in it is a GGUF file, and no run", hint=hint)
+        raise _run_model(f"run={run}", "what is in it is a GGUF file, and no run", hint=hint)
     wrong = "there is no run and no saved model in it" if folder.exists() else "there is no such folder"
-    raise refuse("run-model", f"run={run}", wrong, hint=last_here(saved=True))
+    raise _run_model(f"run={run}", wrong, hint=last_here(saved=True))
 
 
 def _without_model(run: str, plan: Plan, made: RunFolder) -> UserError:
@@ -102,10 +104,28 @@ def _without_model(run: str, plan: Plan, made: RunFolder) -> UserError:
         load, export = plan.steps.load, plan.export
         of = export.dir if export else load.adapter or (load.path if load.source == "folder" else None)
         hint = f"{'what it wrote' if export else 'what it measured'}: {setting('run', of)}; " if of else ""
-        return refuse("run-of-no-model", f"run={run}", f"it is a run of `factory {plan.verb}`", hint=hint)
+        return refuse(
+            "run-of-no-model",
+            f"run={run}",
+            f"it is a run of `factory {plan.verb}`",
+            because="such a run saves no model of its own",
+            fix=f"{hint}name the run that trained the model, or the folder of a saved one",
+        )
     if made.status() == "finished":
-        return refuse("run-emptied", f"run={run}", "it is finished, and its model is not there any more", folder=folder)
-    return refuse("run-unfinished", f"run={run}", "no model was saved in it yet", folder=folder)
+        return refuse(
+            "run-emptied",
+            f"run={run}",
+            "it is finished, and its model is not there any more",
+            because="a run saves its model at its end, in its folder, and it was deleted or moved since",
+            fix=f"put it back, or train it again: factory train --from-plan {folder}/plan.yaml",
+        )
+    return refuse(
+        "run-unfinished",
+        f"run={run}",
+        "no model was saved in it yet",
+        because="a run writes its model at its end, and this one is still training, failed, or was stopped",
+        fix=f"wait for it, or end it by: factory resume {folder}",
+    )
 
 
 def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
@@ -156,4 +176,14 @@ def _folder_of(run: str, tracking_uri: str | None) -> Path:
     try:
         return from_mlflow.folder_of_id(run, tracking_uri)
     except from_mlflow.Unknown as unknown:
-        raise refuse("run-model", f"run={run}", f"there is no such folder, and {unknown}", hint="") from None
+        raise _run_model(f"run={run}", f"there is no such folder, and {unknown}", hint="") from None
+
+
+def _run_model(setting: str, wrong: str, hint: str) -> UserError:
+    return refuse(
+        "run-model",
+        setting,
+        wrong,
+        because="a run's folder, a saved model's folder or the id of an MLflow run is needed",
+        fix=f"{hint}name one, as in run=outputs/DATE/TIME, or a model by model=",
+    )

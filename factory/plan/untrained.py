@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from factory.config.schema import Source
 from factory.config.typed import to_tree
 from factory.inference.asked import NOT_TAKEN
 from factory.plan.saved import BEFORE, Saved, merged, saved, scores
+
+_export_key = partial(
+    refuse,
+    "export-key",
+    because=("an export reads the model, the method's quantization and its own keys; nothing is trained or measured"),
+    fix="leave it out",
+)
 
 
 def untrained(
@@ -27,13 +35,25 @@ def untrained(
     named = [text for text in line.overrides if name_of(text) == "run"]
     own = tuple(text for text in line.overrides if name_of(text) != "run")
     if method := next((text for text in own if name_of(text) == "method"), None):
-        raise refuse("evaluate-method", method, "no method is read")
+        raise refuse(
+            "evaluate-method",
+            method,
+            "no method is read",
+            because="evaluation trains nothing",
+            fix="leave it out; method.quantization.* holds the weights in fewer bits",
+        )
     if not named:
         return compose.compose(replace(line, overrides=(*own, "method=none")))
     bare = compose.compose(replace(line, overrides=(*filter(_of_method, own), "method=none")))
     found = _saved(named[-1], bare.tree["tracking"])
     if base and found.run is None and found.adapter is None:
-        raise refuse("chat-compare", named[-1], "of a saved model without its run nobody knows what it started from")
+        raise refuse(
+            "chat-compare",
+            named[-1],
+            "of a saved model without its run nobody knows what it started from",
+            because="two models answer side by side",
+            fix="name two, as compare=[base,run] with run=FOLDER, or compare=[outputs/one,outputs/other]",
+        )
     line = replace(line, config_dirs=tuple(dict.fromkeys((*line.config_dirs, *found.config_dirs))))
     made = model = _with_what_is_read(line, merged(taken(found), own), own)
     if any(name_of(text) == "recipe" for text in found.overrides):  # which may name the model, and is not all `taken`
@@ -154,20 +174,18 @@ def exported(line: compose.CommandLine) -> compose.Composed:
     for text in line.overrides:
         group = group_of(text)
         if group not in _EXPORTING and not name_of(text).startswith("method.quantization."):
-            raise refuse("export-key", text, "an export does not read it")
+            raise _export_key(text, "an export does not read it")
         if name_of(text) in NOT_TAKEN:
-            raise refuse("export-key", text, "one process writes an export")
+            raise _export_key(text, "one process writes an export")
         if name_of(text) == "model.rope_scaling":
-            raise refuse(
-                "export-key", text, "a run stretches positions, to its data.max_length, and its model has them so"
-            )
+            raise _export_key(text, "a run stretches positions, to its data.max_length, and its model has them so")
     composed = untrained(line, _of_model)
     place = composed.tree["model"]
     heads = "rm" if scores(place["adapter"], place["path"]) else "sft"
     own = tuple(text for text in line.overrides if group_of(text) not in ("run", "model"))
     bare = compose.compose(replace(line, overrides=(*own, "method=none", f"stage={heads}", "precision=fp32")))
     if several := _several(bare):
-        raise refuse("export-key", several, "it is of several processes, and one writes an export")
+        raise _export_key(several, "it is of several processes, and one writes an export")
     tree = {
         **bare.tree,
         "model": {**place, "rope_scaling": "none"},  # the saved config has them

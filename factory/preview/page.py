@@ -32,7 +32,13 @@ def write(preview: Preview, path: Path) -> None:
         aside.replace(path)
     except OSError as error:
         wrong = f"it cannot be written ({error.strerror or error})"
-        raise refuse("preview-page", f"preview.html={path}", wrong) from error
+        raise refuse(
+            "preview-page",
+            f"preview.html={path}",
+            wrong,
+            because="a preview's page is one HTML file, and nothing else is written over",
+            fix="name a file that ends in .html, in a folder that is there and can be written",
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 

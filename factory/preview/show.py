@@ -20,7 +20,19 @@ def unusable(asked: Any) -> list[Refusal]:
     """What is wrong with the page's place. `asked` are the keys of `preview` as they were composed."""
     path = asked.get("html") if isinstance(asked, dict) else None
     wrong = unwritable(Path(path)) if isinstance(path, str) else None
-    return [refusal("preview-page", f"preview.html={path}", wrong)] if wrong else []
+    return (
+        [
+            refusal(
+                "preview-page",
+                f"preview.html={path}",
+                wrong,
+                because="a preview's page is one HTML file, and nothing else is written over",
+                fix="name a file that ends in .html, in a folder that is there and can be written",
+            )
+        ]
+        if wrong
+        else []
+    )
 
 
 def unwritable(page: Path) -> str | None:

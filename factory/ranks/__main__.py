@@ -130,7 +130,18 @@ def hung(found: Collection[Death], ranks: Ranks, log: Path, since: int) -> str |
     silent = set(range(ranks.processes)) - waited - {death.rank for death in found if death.error}
     size = ranks.processes
     who = f"{_named(silent, size)} hung" if silent else f"{_named(waited, size)} waited, and another came too late"
-    return str(refusal("rank-hung", f"hardware.rank_timeout={ranks.timeout}", who, log=log))
+    return str(
+        refusal(
+            "rank-hung",
+            f"hardware.rank_timeout={ranks.timeout}",
+            who,
+            because="ranks make each step together, and the others waited that many seconds for it",
+            fix=(
+                "continue from the last checkpoint; look at its machine, GPU and disk where it hangs again, or "
+                f"raise hardware.rank_timeout where it was only slow. The words of all ranks are in {log}"
+            ),
+        )
+    )
 
 
 def _aborted_waiting(death: Death, log: Path, since: int) -> bool:

@@ -24,7 +24,16 @@ _POLL = 0.5  # seconds
 def refuse_outer(said: str) -> None:
     """Raises UserError where a launcher has started this process: it may replay a plan, nothing else."""
     if launched():
-        raise refuse("outer-launcher", said, "a launcher has started this process as one of its ranks")
+        raise refuse(
+            "outer-launcher",
+            said,
+            "a launcher has started this process as one of its ranks",
+            because="each of its processes would compile and follow a run of its own",
+            fix=(
+                "write the plan with `factory plan … plan.format=yaml > plan.yaml`, and start `factory train "
+                "--from-plan plan.yaml hydra.run.dir=FOLDER` by the launcher (docs/scaling.md)"
+            ),
+        )
 
 
 def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
@@ -34,7 +43,13 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
     """
     asked = plan.steps.train.ranks.processes
     if world.size != asked:
-        raise refuse("ranks-of-plan", f"WORLD_SIZE={world.size}", f"the plan is for {asked}")
+        raise refuse(
+            "ranks-of-plan",
+            f"WORLD_SIZE={world.size}",
+            f"the plan is for {asked}",
+            because="the plan was made for so many processes",
+            fix="start as many, or make the plan with another hardware.num_processes",
+        )
     from factory.run.launch import allocator
     from factory.run.screen import Screen
 
@@ -62,9 +77,21 @@ def _begin(plan: Plan, folder: RunFolder, screen: "Screen") -> str | None:
     """Writes the plan, and says from which checkpoint the run goes on, in run.log too."""
     there, setting = folder.plan_digest(), f"hydra.run.dir={folder.path}"
     if there is not None and there != plan.digest():
-        raise refuse("folder-of-another-plan", setting, f"it holds a run of another plan ({there})")
+        raise refuse(
+            "folder-of-another-plan",
+            setting,
+            f"it holds a run of another plan ({there})",
+            because="the two would be mixed",
+            fix="set the same options as that run (see its plan.yaml), or another hydra.run.dir",
+        )
     if folder.status() == "finished":
-        raise refuse("run-finished", setting, "its run is finished")
+        raise refuse(
+            "run-finished",
+            setting,
+            "its run is finished",
+            because="there is nothing to continue",
+            fix="set another hydra.run.dir; its report.json has the result",
+        )
     folder.forget_the_killed()
     passed_over = list[str]()
     start = folder.onward(passed_over.append, best=plan.steps.train.load_best_model_at_end)

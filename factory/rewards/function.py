@@ -30,7 +30,16 @@ def _said(setting: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except UserError as error:
-        raise refuse("reward-function", setting, error.refusals[0].wrong) from None
+        raise refuse(
+            "reward-function",
+            setting,
+            error.refusals[0].wrong,
+            because=(
+                "it scores the answers, called with those of prompts, completions, completion_ids and solution "
+                "that it takes"
+            ),
+            fix=("write it as in: def shortness(completions, **others): return [-len(text) for text in completions]"),
+        ) from None
 
 
 def by_trl(name: str, _own: dict[str, Any]) -> Any:

@@ -46,7 +46,13 @@ def by_model(plan: Plan, tokenizer: Any) -> Reward:
     folder, trust = Path(load.reward), load.trust_remote_code
     theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     if theirs.get_vocab() != tokenizer.get_vocab():
-        raise refuse("reward-tokenizer", f"stage.reward_model={load.reward}", "its tokenizer has other tokens")
+        raise refuse(
+            "reward-tokenizer",
+            f"stage.reward_model={load.reward}",
+            "its tokenizer has other tokens",
+            because="the answers' tokens are what it reads",
+            fix="name a reward model with this model's tokenizer",
+        )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     judge: Any = model_class(config).from_pretrained(
         folder, config=config, dtype=getattr(torch, load.dtype), trust_remote_code=trust

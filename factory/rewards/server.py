@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
@@ -11,6 +12,16 @@ from urllib.request import Request, urlopen
 
 from factory.config.parsed import json_of
 from factory.config.refusal import refuse
+
+_reward_server = partial(
+    refuse,
+    "reward-server",
+    because="without scores nothing can be learnt",
+    fix=(
+        "start or correct the server, then `factory resume` the run; stage.reward_timeout and "
+        "reward_retries give it longer"
+    ),
+)
 
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # of the 4xx, worth another try
 _MOST = 2**26  # bytes of an answer, which is a list of numbers
@@ -43,7 +54,7 @@ def _patiently(address: str, body: bytes, timeout: float, retries: int) -> bytes
                 break
         except (OSError, HTTPException, ValueError) as error:  # refused, timed out, cut off; no address
             wrong = f"it cannot be asked ({getattr(error, 'reason', None) or str(error) or type(error).__name__})"
-    raise refuse("reward-server", f"stage.reward={address}", f"{wrong}, at try {tried + 1} of {retries + 1}")
+    raise _reward_server(f"stage.reward={address}", f"{wrong}, at try {tried + 1} of {retries + 1}")
 
 
 def _text(error: HTTPError) -> str:
@@ -60,4 +71,4 @@ def _rewards(address: str, answer: bytes) -> Any:
     except (ValueError, KeyError, TypeError):
         said = answer[:_SHOWN].decode(errors="replace")
         wrong = f'it answered {said!r}, not {{"rewards": [...]}}'
-        raise refuse("reward-server", f"stage.reward={address}", wrong) from None
+        raise _reward_server(f"stage.reward={address}", wrong) from None

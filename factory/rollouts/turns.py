@@ -26,7 +26,13 @@ def asked(run: Run, dataset: Dataset, step: int) -> list[Example]:
     (rows,) = batches.micro_batches(step, len(dataset.train), rows_per_step(run.plan.steps.train), 1, run.plan.seed)
     found = [batches.examples(dataset.train[row])[0] for row in rows]
     if any(each.media for each in found):  # of rows that no plan saw
-        raise refuse("rollout-data", "data.sources", "a row has images, videos or sounds")
+        raise refuse(
+            "rollout-data",
+            "data.sources",
+            "a row has images, videos or sounds",
+            because="of the data the prompts are taken, and each is answered by the model",
+            fix="leave the key at its default, and images, videos and sounds out of the rows",
+        )
     return found
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ from factory.run.jobs import Compile, Job
 from factory.run.screen import Screen
 from factory.run.sweep import Verbs, begun, beside, closed, noted, placed, recorded, refuse_secrets, worked_through
 from factory.run.swept import SweepFolder, code_of
+
+_recipe_form = partial(
+    refusal,
+    "recipe-form",
+    because=(
+        "such a file holds `runs` (by name a list of key=value, in the order in which they run) and "
+        "`shared` (a list for all)"
+    ),
+    fix="write it so; what differs between runs belongs to each run's list",
+)
+_recipe_folder = partial(
+    refusal,
+    "recipe-folder",
+    because="one folder holds one run",
+    fix="set hydra.sweep.dir, under which each run gets a folder of its name",
+)
 
 _READING = re.compile(r"([\w.]+)=\$\{run:([^}]*)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # it becomes a folder's
@@ -93,20 +110,20 @@ def _of_one(line: compose.CommandLine, name: str) -> list[str]:
 def _malformed(file: str, content: Mapping[str, Any]) -> Iterator[Refusal]:
     runs = content["runs"]
     if more := sorted(content.keys() - {"runs", "shared"}):
-        yield refusal("recipe-form", file, f"beside runs its file has {', '.join(more)}")
+        yield _recipe_form(file, f"beside runs its file has {', '.join(more)}")
     if not isinstance(runs, dict) or not runs:
-        yield refusal("recipe-form", file, "runs is no {name: overrides}")
+        yield _recipe_form(file, "runs is no {name: overrides}")
         return
     for name, texts in (("shared", content.get("shared", [])), *runs.items()):
         if not isinstance(texts, list) or not all(isinstance(text, str) and "=" in text for text in texts):
-            yield refusal("recipe-form", file, f"{name} is no list of overrides, each key=value")
+            yield _recipe_form(file, f"{name} is no list of overrides, each key=value")
             continue
         for text in texts:
             if name_of(text) == _FOLDER:
-                yield refusal("recipe-folder", text, f"{name} of {file} sets it: {_APART}")
+                yield _recipe_folder(text, f"{name} of {file} sets it: {_APART}")
     for name in runs:
         if not _NAME.fullmatch(str(name)):
-            yield refusal("recipe-form", file, f"{name} cannot be a run's name")
+            yield _recipe_form(file, f"{name} cannot be a run's name")
 
 
 def _misread(file: str, shared: Sequence[str], runs: Mapping[str, Sequence[str]]) -> Iterator[Refusal]:
@@ -114,21 +131,25 @@ def _misread(file: str, shared: Sequence[str], runs: Mapping[str, Sequence[str]]
     before = list[str]()
     for text in shared:
         if _READS in text:
-            yield refusal("recipe-form", file, f"shared has {text}, and not every run can read one")
+            yield _recipe_form(file, f"shared has {text}, and not every run can read one")
     for name, texts in runs.items():
         for text in texts:
             found = _READING.fullmatch(text)
             if found is None:
                 if _READS in text:
-                    yield refusal("recipe-form", file, f"{text} of {name} is not KEY=${{run:NAME}}")
+                    yield _recipe_form(file, f"{text} of {name} is not KEY=${{run:NAME}}")
             elif found[1] not in _READERS:
-                yield refusal(
-                    "recipe-form", file, f"{found[1]} of {name} cannot read a run, {' and '.join(_READERS)} can"
-                )
+                yield _recipe_form(file, f"{found[1]} of {name} cannot read a run, {' and '.join(_READERS)} can")
             elif found[2] not in before:
                 hint = did_you_mean(found[2], before)
                 there = f"the runs before it are {', '.join(before)}" if before else "there is none before it"
-                yield refusal("recipe-order", file, f"{name} reads {found[2]}, and {there}", hint=hint)
+                yield refusal(
+                    "recipe-order",
+                    file,
+                    f"{name} reads {found[2]}, and {there}",
+                    because="the runs are run in the order of the file, and what is read must be there",
+                    fix=f"{hint}put it after the run that it reads",
+                )
         before.append(name)
 
 
@@ -138,22 +159,28 @@ def _unusable(line: compose.CommandLine, runs: Mapping[str, Sequence[str]]) -> I
     for text in line.overrides:
         key = name_of(text)
         if _READS in text:
-            yield refusal("recipe-form", text, "which run reads which stands in the recipe's file alone")
+            yield _recipe_form(text, "which run reads which stands in the recipe's file alone")
         elif key.startswith(_OWN):
             name = next((name for name in runs if key.startswith(f"{_OWN}{name}.")), None)
             if name is None:
                 hint = did_you_mean(key.split(".")[1], runs)
-                yield refusal("recipe-run", text, "the recipe has no such run", hint=hint, known=", ".join(runs))
+                yield refusal(
+                    "recipe-run",
+                    text,
+                    "the recipe has no such run",
+                    because="`runs.NAME.key=value` sets a key of one run",
+                    fix=f"{hint}the runs are {', '.join(runs)}",
+                )
             elif (inner := key.removeprefix(f"{_OWN}{name}.")) in _reads(runs[name]) and inner not in groups.GROUPS:
                 wrong = f"{name} takes it from the run {_reads(runs[name])[inner]}"
-                yield refusal("recipe-key", text, wrong, one="")
+                yield _recipe_key(text, wrong, one="")
             elif inner == _FOLDER:
-                yield refusal("recipe-folder", text, _APART)
+                yield _recipe_folder(text, _APART)
         elif key == _FOLDER:
-            yield refusal("recipe-folder", text, _APART)
+            yield _recipe_folder(text, _APART)
         elif key in own and key in _NAMING:
             wrong, one = f"{own[key]} has {key} of its own", f"set it for one run by runs.NAME.{key}, "
-            yield refusal("recipe-key", text, wrong, one=one)
+            yield _recipe_key(text, wrong, one=one)
 
 
 def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
@@ -225,7 +252,13 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     before = SweepFolder(asked.resume).read() if asked.resume else None
     line = recorded(line, asked.resume, before) if asked.resume else line
     if asked.reuse:
-        raise refuse("recipe-reuse", "sweep.reuse=true", "the runs of a recipe may read each other")
+        raise refuse(
+            "recipe-reuse",
+            "sweep.reuse=true",
+            "the runs of a recipe may read each other",
+            because="a run that reads another is made from what that one has left, so no earlier run is the same",
+            fix="leave it out; a recipe that was interrupted continues with `factory -m sweep.resume=FOLDER`",
+        )
     found = links(line)
     name, common = sweeps.sweep_folder(*_places(line, found))
     folder = placed(name, line, asked)
@@ -368,3 +401,13 @@ def _start(
 def _model_of(folder: SweepFolder, name: str) -> str:
     """As Hydra's grammar takes it."""
     return spelt(RunFolder(folder.path / name).model.as_posix())
+
+
+def _recipe_key(setting: str, wrong: str, one: str) -> Refusal:
+    return refusal(
+        "recipe-key",
+        setting,
+        wrong,
+        because="the runs would no longer be what the recipe calls them",
+        fix=f"leave it out, {one}or write recipes/NAME.yaml in a folder that --config-dir names",
+    )

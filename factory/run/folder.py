@@ -87,7 +87,16 @@ class RunFolder:
         if self.start.exists():
             return self._started_from()
         if best and (newest := self.sound_checkpoint(lambda _: None)) is not None:
-            raise refuse("best-missing", f"hydra.run.dir={self.path}", f"of {newest} {best_lost(newest)}")
+            raise refuse(
+                "best-missing",
+                f"hydra.run.dir={self.path}",
+                f"of {newest} {best_lost(newest)}",
+                because="the model that is saved at the end would be another",
+                fix=(
+                    "put it back as it was, set stage.resume to a checkpoint that lies beside its own best, or start "
+                    "the run again in another folder"
+                ),
+            )
         return None
 
     def keep_start(self, checkpoint: Path | None) -> None:
@@ -103,7 +112,13 @@ class RunFolder:
         if wrong is None and (read_json(start / MANIFEST) or {}).get("plan_digest") != self.plan_digest():
             wrong = "another run has saved it since"
         if wrong is not None:
-            raise refuse("start-missing", f"hydra.run.dir={self.path}", f"it was started from {start}: {wrong}")
+            raise refuse(
+                "start-missing",
+                f"hydra.run.dir={self.path}",
+                f"it was started from {start}: {wrong}",
+                because="it has saved nothing of its own yet, and from the first step it would be another run",
+                fix="put the checkpoint back as it was, or start the run again in another folder",
+            )
         return start
 
     def _saved(self) -> list[Path]:
@@ -148,7 +163,13 @@ class RunFolder:
             try:
                 locks.lock(lock, wait=False)  # of a file system without locks no other folder would have one
             except BlockingIOError:
-                raise refuse("folder-in-use", str(self.path), "another process is writing into it") from None
+                raise refuse(
+                    "folder-in-use",
+                    str(self.path),
+                    "another process is writing into it",
+                    because="two writers would mix their files",
+                    fix="wait for it, or set another hydra.run.dir (of a sweep hydra.sweep.dir)",
+                ) from None
             yield lock.fileno()
 
 
@@ -328,10 +349,27 @@ def taken(path: str | Path, *, finished: bool) -> Refusal:
     """Of a folder that another run would be written into."""
     setting, onward = f"hydra.run.dir={path}", f"continue it by `factory resume {shlex.quote(str(path))}`, or "
     if finished:
-        return refusal("folder-taken", setting, "there is a finished run in it", onward="")
-    return refusal("folder-taken", setting, "there is a run in it", onward=onward)
+        return _folder_taken(setting, "there is a finished run in it", onward="")
+    return _folder_taken(setting, "there is a run in it", onward=onward)
 
 
 def unwritable(path: Path, error: Exception) -> UserError:
     why = getattr(error, "strerror", None) or error
-    return refuse("cannot-write", f"path={path}", f"it cannot be written ({why})")
+    return refuse(
+        "cannot-write",
+        f"path={path}",
+        f"it cannot be written ({why})",
+        because="a run that cannot keep its results would be lost",
+        fix="free space, or set hydra.run.dir (of a sweep hydra.sweep.dir) to a folder that can be written",
+        machine=True,
+    )
+
+
+def _folder_taken(setting: str, wrong: str, onward: str) -> Refusal:
+    return refusal(
+        "folder-taken",
+        setting,
+        wrong,
+        because="its results would be overwritten",
+        fix=f"{onward}set another hydra.run.dir, of a sweep another hydra.sweep.dir",
+    )

@@ -93,7 +93,16 @@ def continued(jobs: Sequence[Job], sweep: SweepFolder) -> list[Job]:
         there = folder.plan_digest()
         if job.plan is not None and there is not None and there != job.digest:
             wrong = f"job {job.name} was made from the plan {there}, and now has {job.digest}"
-            raise refuse("sweep-changed", f"sweep.resume={sweep.path}", wrong, job=folder.path)
+            raise refuse(
+                "sweep-changed",
+                f"sweep.resume={sweep.path}",
+                wrong,
+                because=(
+                    "the data, the model or the configuration is not what it was, and the table would hold what "
+                    "cannot be compared"
+                ),
+                fix=f"start the sweep again; `factory plan --diff {folder.path}/plan.yaml NEW` shows what changed",
+            )
         if outcome is not None and outcome.reused is not None and outcome.code == 0:
             found.append(replace(job, fate="keep", reused=outcome.reused, refusals=()))
         elif there is not None and folder.status() == "finished":

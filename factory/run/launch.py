@@ -470,10 +470,12 @@ def _advised(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str,
         "killed" if spent["said"] in (KILLED, COUNTED) else "out-of-memory",
         f"step={spent['step']}",
         spent["said"].rstrip("."),
-        estimated=size(planned.total),
-        capacity=size(planned.capacity),
-        reached=f"{size(reached)}{_addressable()}",
-        changes="".join(lines[:_ADVICE]) or "\n    a smaller model: no change that is known brings the estimate down",
+        because=(
+            f"the plan estimates {size(planned.total)}, {size(planned.capacity)} were free when it was made, and "
+            f"{size(reached)}{_addressable()} were reached"
+        ),
+        fix="add one of these to the command (a new run; a resumed plan stays as it is):"
+        + ("".join(lines[:_ADVICE]) or "\n    a smaller model: no known change brings the estimate down"),
     )
     known = {"estimated_bytes": planned.total, "capacity_bytes": planned.capacity}
     found = {**spent, **known, "changes": [asdict(change) for change in changes]}

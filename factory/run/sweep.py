@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ from factory.run.swept import Outcome, Record, Recorded, SweepFolder, code_of
 from factory.tracking import later, ledger
 from factory.tracking.spec import shows
 from factory.tracking.tracker import said
+
+_jobs_unknown = partial(
+    refuse,
+    "jobs-unknown",
+    because=(
+        "what is not known before it starts cannot be taken from another run, and what is not chosen "
+        "again not continued"
+    ),
+    fix="use Hydra's own sweeper (leave hydra/sweeper out), or leave the key out",
+)
 
 _UNDONE: tuple[Status, ...] = ("failed", "interrupted", "cut short", "running", "not run")
 _NO_NAME = re.compile(r"[^\w.-]+", re.ASCII)  # what Hydra would have quoted
@@ -112,7 +123,13 @@ def placed(name: str, line: compose.CommandLine, asked: Sweep) -> SweepFolder:
     folder = SweepFolder(name)
     if folder.is_there() and any(RunFolder(folder.path / job).plan.is_file() for job in folder.names()):
         onward = _resume(folder)
-        raise refuse("sweep-taken", f"hydra.sweep.dir={folder.path}", "there is a sweep in it", onward=onward)
+        raise refuse(
+            "sweep-taken",
+            f"hydra.sweep.dir={folder.path}",
+            "there is a sweep in it",
+            because="its record and its table would be replaced, and its jobs stand in them as refused",
+            fix=f"continue it with `{onward}`, or set another hydra.sweep.dir",
+        )
     return folder
 
 
@@ -159,10 +176,22 @@ def recorded(line: compose.CommandLine, folder: str, before: Record | None) -> c
     if before is None:
         hint = f"one run goes on by `{pasted('resume', folder)}`; " if RunFolder(folder).plan.is_file() else ""
         wrong = "there is no sweep.json in it that can be read"
-        raise refuse("sweep-missing", f"sweep.resume={folder}", wrong, hint=hint)
+        raise refuse(
+            "sweep-missing",
+            f"sweep.resume={folder}",
+            wrong,
+            because="sweep.json lists the jobs",
+            fix=f"{hint}name the folder that the sweep printed, as in sweep.resume=multirun_sweeps/DATE/TIME",
+        )
     if line.overrides or line.config_dirs:
         given = " ".join([*line.overrides, *(f"--config-dir {each}" for each in line.config_dirs)])
-        raise refuse("sweep-fixed", given, "a sweep is continued as it was started")
+        raise refuse(
+            "sweep-fixed",
+            given,
+            "a sweep is continued as it was started",
+            because="its jobs are compared with each other, and must all be made alike",
+            fix="leave it out, or start a sweep of its own",
+        )
     return replace(line, overrides=before.overrides, config_dirs=before.config_dirs)
 
 
@@ -176,9 +205,9 @@ def _listed(composed: Sequence[compose.Composed], folder: SweepFolder, asked: Sw
 def _chosen_again(found: sweeps.Choosing, asked: Sweep) -> tuple[str, ...] | None:
     """The overrides with which a sweeper chooses the same jobs again. Raises UserError where that is asked in vain."""
     if asked.reuse:
-        raise refuse("jobs-unknown", "sweep.reuse", "hydra/sweeper chooses each job as it goes")
+        raise _jobs_unknown("sweep.reuse", "hydra/sweeper chooses each job as it goes")
     if asked.resume and found.again is None:
-        raise refuse("jobs-unknown", "sweep.resume", "hydra/sweeper takes no seed, and would choose other jobs")
+        raise _jobs_unknown("sweep.resume", "hydra/sweeper takes no seed, and would choose other jobs")
     return found.again
 
 
@@ -249,7 +278,22 @@ class _Task:
         if not self.gpus or composed.tree["hardware"]["device"] != "auto" or look_at_machine().gpus:
             return composed
         wrong = f"the job's process sees none of the {self.gpus} GPUs that the sweep's does"
-        return replace(composed, problems=(*composed.problems, refusal("gpu-hidden", "hydra/launcher", wrong)))
+        return replace(
+            composed,
+            problems=(
+                *composed.problems,
+                refusal(
+                    "gpu-hidden",
+                    "hydra/launcher",
+                    wrong,
+                    because="the job would train on the CPU, which is not what was planned",
+                    fix=(
+                        "hydra.launcher.gpus_per_node=1 (submitit), +hydra.launcher.ray.remote.num_gpus=1 (Ray), or "
+                        "hardware=cpu"
+                    ),
+                ),
+            ),
+        )
 
     def _begun(self, name: str, run: RunFolder) -> bool:
         """Before by this sweep: it is continued, or its launcher starts a job again that was past its time."""

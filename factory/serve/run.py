@@ -31,9 +31,25 @@ def unusable(serve: schema.Serve, secret: str | None) -> None:
     problems = []
     if secret is None and not is_own(serve.host):
         wrong = "other machines can reach it, and serve.api_key is not set"
-        problems.append(refusal("serve-open", f"serve.host={serve.host}", wrong, variable=KEY))
+        problems.append(
+            refusal(
+                "serve-open",
+                f"serve.host={serve.host}",
+                wrong,
+                because="whoever reaches it could use the model, and read what it was trained on",
+                fix=f"set serve.api_key or the environment variable {KEY}, or leave serve.host at 127.0.0.1",
+            )
+        )
     if secret is not None and (not secret.isascii() or not secret.isprintable() or " " in secret):
-        problems.append(refusal("serve-key", "serve.api_key=…", "a header cannot carry it"))
+        problems.append(
+            refusal(
+                "serve-key",
+                "serve.api_key=…",
+                "a header cannot carry it",
+                because="clients send it in a header",
+                fix="use printable ASCII without spaces",
+            )
+        )
     if problems:
         raise UserError(*problems)
 
@@ -53,7 +69,13 @@ def listening(serve: schema.Serve) -> socket.socket:
 
 def _taken(serve: schema.Serve, error: OSError) -> UserError:
     setting = f"serve.host={serve.host} serve.port={serve.port}"
-    return refuse("serve-address", setting, f"it cannot be listened on ({error.strerror or error})")
+    return refuse(
+        "serve-address",
+        setting,
+        f"it cannot be listened on ({error.strerror or error})",
+        because="clients would not reach it",
+        fix="another serve.port (0 takes any free one), or an address of this machine",
+    )
 
 
 class Server(uvicorn.Server):

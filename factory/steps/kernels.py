@@ -59,6 +59,8 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
                 "recomputed-layers",
                 f"compute.recomputed_layers={recomputed}",
                 f"the code of {arch.kind} says for all of its layers at once whether they are recomputed",
+                because="other layers than these would be recomputed, or none",
+                fix="set compute.recomputed_layers=auto, and compute.activation_checkpointing=auto or true",
             )
         layer.gradient_checkpointing = False
     model.disable_input_require_grads()  # made for reentrant ones: with them all that is frozen is walked back too

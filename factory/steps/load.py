@@ -1,6 +1,7 @@
 """Load: the model's config, tokenizer and processor. The weights are read once, in `attach`, when all is known."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from factory.run.folder import base_config
 from factory.steps import source
 from factory.steps.vocabulary import add_tokens, tokens_of
 from factory.steps.walk import multimodal
+
+_vocabulary = partial(
+    refuse,
+    "vocabulary",
+    because="the tokens beyond have no embedding",
+    fix="use the tokenizer that belongs to the model",
+)
 
 # what the processor of a model that sees or hears is made of beside its tokenizer, as transformers names it
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -49,7 +57,13 @@ def check_template(plan: Plan, tokenizer: Any) -> None:
     """Of a model on the hub nobody knows before it is here whether its tokenizer has one."""
     kind = registry.spec("stages", plan.steps.train.stage).KIND
     if templates.needed(plan.verb, kind) and not tokenizer.chat_template:
-        raise refuse("no-chat-template", f"model.template={plan.steps.pack.template}", templates.MISSING)
+        raise refuse(
+            "no-chat-template",
+            f"model.template={plan.steps.pack.template}",
+            templates.MISSING,
+            because="conversations need one to become text",
+            fix="name one: model.template=chatml, llama3 or alpaca",
+        )
 
 
 def _config_folder(plan: Load, path: str) -> str:
@@ -79,7 +93,13 @@ def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool, tem
     elif not tokenizer.chat_template and (found := _files(path, revision, (_PROCESSOR_TEMPLATE,))):
         tokenizer.chat_template = _tree(found[_PROCESSOR_TEMPLATE]).get("chat_template")
     if tokenizer.eos_token_id is None:
-        raise refuse("no-end-token", f"model.path={path}", "its tokenizer has no end-of-text token")
+        raise refuse(
+            "no-end-token",
+            f"model.path={path}",
+            "its tokenizer has no end-of-text token",
+            because="documents could not be told apart and answers would never stop",
+            fix="set eos_token in its tokenizer_config.json",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -120,6 +140,6 @@ def _files(path: str, revision: str | None, names: Sequence[str]) -> dict[str, b
 def _check_vocabulary(tokens: int, rows: int, new: tuple[int, int], run: Run) -> None:
     setting = f"model.path={run.plan.steps.load.path}"
     if tokens > rows:
-        raise refuse("vocabulary", setting, f"its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows")
+        raise _vocabulary(setting, f"its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows")
     if new[0] < new[1] != tokens:
-        raise refuse("vocabulary", setting, f"its tokenizer has {tokens:,} tokens, the plan was made for {new[1]:,}")
+        raise _vocabulary(setting, f"its tokenizer has {tokens:,} tokens, the plan was made for {new[1]:,}")

@@ -67,14 +67,26 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
     _refuse_rollouts(run.plan, found.ends)
     every = run.plan.steps.train.eval_steps
     if every is not None and not len(found.validation):
-        raise refuse("nothing-held-out", f"stage.eval_steps={every}", "no row is left to be held out")
+        raise refuse(
+            "nothing-held-out",
+            f"stage.eval_steps={every}",
+            "no row is left to be held out",
+            because="stage.eval_steps measures them while training",
+            fix="give more rows or a larger data.validation_fraction, or set stage.eval_steps=null",
+        )
     return {"dataset": found}
 
 
 def _refuse_rollouts(plan: Plan, ends: Ends) -> None:
     if ends.text and registry.samples_answers(registry.spec("stages", plan.steps.train.stage)):
         wrong = f"it ends an answer with {ends.text}, which is no token of this tokenizer"
-        raise refuse("rollout-end", f"model.template={plan.steps.pack.template}", wrong, end=ends.text)
+        raise refuse(
+            "rollout-end",
+            f"model.template={plan.steps.pack.template}",
+            wrong,
+            because="it is spelled in pieces, so no sampled answer would end before stage.max_new_tokens",
+            fix=f"set model.new_tokens=['{ends.text}'], or the template of this model (model.template=auto)",
+        )
 
 
 def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
@@ -235,7 +247,16 @@ def _nothing(aligned: Aligned) -> Exception:
     rows = sum(found.counts["rows"] for found in aligned.sources.values())
     entries = (entry for found in aligned.sources.values() for entry in found.counts["dropped"].items())
     reasons = ", ".join(f"{reason}: {entry['count']:,} rows" for reason, entry in entries) or "all are held out"
-    return refuse("nothing-to-train", "data", f"no row is left of {rows:,}", reasons=reasons)
+    return refuse(
+        "nothing-to-train",
+        "data",
+        f"no row is left of {rows:,}",
+        because=f"all were dropped: {reasons}",
+        fix=(
+            "correct the rows; raise data.max_length where they are longer; set another model.template where "
+            "it refuses, changes or leaves out what they say"
+        ),
+    )
 
 
 def _prompts(samples: Samples, count: int, tokenizer: Any) -> list[tuple[str, list[int], tuple[Medium, ...]]]:

@@ -129,7 +129,13 @@ def kept(run: Run) -> dict[bytes, float]:
             keys, sums = found["keys"].tobytes(), found["sums"].tolist()
     except (ValueError, KeyError, EOFError, BadZipFile) as error:
         wrong = f"it cannot be read ({error})"
-        raise refuse("no-checkpoint", f"path={run.folder.reference}", wrong) from None
+        raise refuse(
+            "no-checkpoint",
+            f"path={run.folder.reference}",
+            wrong,
+            because="a run cannot be continued from half a state",
+            fix="name a folder as outputs/…/checkpoints/step-000020, or set stage.resume=auto",
+        ) from None
     cut = range(0, len(keys), _KEY_BYTES)
     return {keys[at : at + _KEY_BYTES]: value for at, value in zip(cut, sums, strict=True)}
 

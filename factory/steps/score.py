@@ -46,7 +46,13 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
         return {"asked": Asked(asked, tasks, [], None)}
     prompts = generate.prompts(dataset.validation, tokenizer, plan.max_samples, dataset.ends)
     if not prompts:
-        raise refuse("nothing-to-answer", "evaluate.generation=true", "no row is left to be held out")
+        raise refuse(
+            "nothing-to-answer",
+            "evaluate.generation=true",
+            "no row is left to be held out",
+            because="the prompts of held-out rows are answered, and the answers compared with the rows' own",
+            fix="set evaluate.generation=false, or hold out rows of conversations in text",
+        )
     if lost := generate.lost_ends(dataset.validation):
         cut = f"data.truncation=right has cut the end of {counted(lost, 'reference')}"
         run.emit("note", text=f"{cut}: what is written is scored against what is left.")

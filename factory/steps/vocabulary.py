@@ -26,7 +26,13 @@ def add_tokens(tokenizer: Any, tokens: tuple[str, ...]) -> None:
     there = tokenizer.get_vocab()
     known = [token for token in tokens if token in there]
     if known:
-        raise refuse("token-known", "model.new_tokens", f"the tokenizer has {known[0]!r} already")
+        raise refuse(
+            "token-known",
+            "model.new_tokens",
+            f"the tokenizer has {known[0]!r} already",
+            because="each new token gets a row of its own",
+            fix="leave it out of model.new_tokens",
+        )
     from transformers import AddedToken
 
     given = tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])

@@ -22,6 +22,12 @@ _SETTLED = 10  # updates before the mean says anything (schema: stage.spike_fact
 _TOLD = 20  # bad updates that the report names; all are counted
 _HALVINGS = 32  # of float16's loss scale in a row, from 2^16: what overflows still is no number
 _SHOWN = 12  # rows that a message names; the report has them all
+_STOPS = "stage.on_bad_update=stop ends the run before such an update moves a weight"
+_STOPPED = {  # why a run stops before a bad update of each kind, and what to change
+    "not-finite": ("every weight would become NaN with this update", "lower stage.learning_rate"),
+    "loss-spike": (_STOPS, "raise stage.spike_factor"),
+    "gradient-spike": (_STOPS, "raise stage.spike_norm"),
+}
 
 
 @dataclass(slots=True)
@@ -104,9 +110,24 @@ def to_be_skipped(
     wrong = f"{wrong}; {_named(rows)}"
     if action == "stopped":
         run.emit("bad_update", text=f"step {step}: {wrong}", **said)
-        too_late = run.plan.steps.attach.settings.get("layerwise")
-        rule = "layerwise-bad-update" if too_late else rule
-        raise refuse(rule, f"step={step}", wrong, onward=_onward(run.plan, run.folder))
+        if run.plan.steps.attach.settings.get("layerwise"):
+            raise refuse(
+                "layerwise-bad-update",
+                f"step={step}",
+                wrong,
+                because=(
+                    "method.layerwise=true steps each tensor within the backward pass, so this update has moved "
+                    "weights already; the last checkpoint is from before it"
+                ),
+                fix=(
+                    "look at these rows; in a new run, lower stage.learning_rate, raise the stage.spike_factor or "
+                    "stage.spike_norm that was passed, or set method.layerwise=false, with which "
+                    "stage.on_bad_update=skip leaves such an update out"
+                ),
+            )
+        because, change = _STOPPED[rule]
+        fix = f"look at these rows, {change}, or {_onward(run.plan, run.folder)}"
+        raise refuse(rule, f"step={step}", wrong, because=because, fix=fix)
     run.emit("bad_update", text=f"step {step}: {wrong}; the update is {action}", **said)
     if not skips:
         losses.add(loss, norm)
@@ -115,7 +136,13 @@ def to_be_skipped(
     run.bad_updates = losses.summary()
     if losses.in_a_row >= plan.max_skipped_updates:
         wrong = f"{losses.in_a_row} updates in a row were skipped up to step {step}; of the last, {wrong}"
-        raise refuse("skipped-in-a-row", f"stage.max_skipped_updates={plan.max_skipped_updates}", wrong)
+        raise refuse(
+            "skipped-in-a-row",
+            f"stage.max_skipped_updates={plan.max_skipped_updates}",
+            wrong,
+            because="a run whose updates are all skipped trains nothing",
+            fix="look at these rows, lower stage.learning_rate, or raise stage.max_skipped_updates",
+        )
     return True
 
 

@@ -58,7 +58,16 @@ def with_adapters(model: Any, adapters: dict[str, str]) -> Any:
             model = saved_adapter.read(model, folder, known[name])
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise refuse("serve-adapter", f"serve.adapters.{name}={folder}", first[:200].rstrip(".: ")) from error
+            raise refuse(
+                "serve-adapter",
+                f"serve.adapters.{name}={folder}",
+                first[:200].rstrip(".: "),
+                because="every adapter is put on the one base that is served",
+                fix=(
+                    "name the folders of adapters that were trained on this base, as serve.adapters={mine: "
+                    "outputs/DATE/TIME/model}"
+                ),
+            ) from error
     return model.requires_grad_(False)
 
 

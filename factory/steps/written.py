@@ -6,6 +6,7 @@ model did.
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from factory.steps.proofs import judged, moved, token_losses
 from factory.steps.quantize import held, keep_gradients
 from factory.steps.save import say_dtype
 from factory.steps.walk import model_class, multimodal, outside_linears
+
+_export_unfit = partial(refuse, "export-unfit", because="what is written would not answer as the model does")
 
 # mean nats a token that a type of so many bits may move the losses by; a guard against files that are wrong, not a
 # measure of how good a type is (docs/measurements.md has that)
@@ -131,9 +134,7 @@ def _read(run: Run, folder: Path) -> Any:
         folder, config=config, dtype="auto", trust_remote_code=trust, output_loading_info=True
     )
     if info["missing_keys"]:
-        raise refuse(
-            "export-unfit", f"export.dir={run.plan.exported.dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT
-        )
+        raise _export_unfit(f"export.dir={run.plan.exported.dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT)
     keep_gradients(model)
     return model if run.plan.exported.quantization else model.to(run.plan.steps.load.device)
 
@@ -150,7 +151,7 @@ def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str)
             f"{apart['most_nats']:.2g} at most"
         )
     if not found <= allowed:
-        raise refuse("export-unfit", f"export.format={run.plan.exported.format}", detail, fix=_REPORT)
+        raise _export_unfit(f"export.format={run.plan.exported.format}", detail, fix=_REPORT)
     run.check("written", True, detail)
 
 
@@ -223,7 +224,7 @@ def classifier_class(config: Any) -> Any:
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or multimodal(type(config)):
         wrong = f"transformers has no sequence classifier of {config.model_type}"
         fix = "set export.format=adapter, or read the run's own model/ as its card says"
-        raise refuse("export-unfit", "export.format=hf", wrong, fix=fix)
+        raise _export_unfit("export.format=hf", wrong, fix=fix)
     return AutoModelForSequenceClassification
 
 
@@ -284,7 +285,7 @@ def as_gguf(
         allowed, found = _ALLOWED.get(plan.quantization, _ALLOWED_4_BITS), told["mean_nats"]
     detail = f"read anew, losses of single tokens differ by {told['mean_nats']:.2g} nats on average"
     if not found <= allowed:
-        raise refuse("export-unfit", "export.format=gguf", detail, fix=_REPORT)
+        raise _export_unfit("export.format=gguf", detail, fix=_REPORT)
     run.check("written", True, detail)
     return told
 

@@ -69,7 +69,15 @@ def _own(path: str, sha256: str) -> Template:
 
 
 def _unusable(path: str, wrong: str) -> UserError:
-    return refuse("own-template", f"model.template={path}", wrong)
+    return refuse(
+        "own-template",
+        f"model.template={path}",
+        wrong,
+        because=(
+            "a chat template of your own is a YAML file of the texts around each turn, or jinja as tokenizers have it"
+        ),
+        fix="correct the file; docs/contributing.md has a whole one",
+    )
 
 
 @cache

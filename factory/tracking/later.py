@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from factory.run.swept import SweepFolder
 from factory.tracking import ledger, spec
 from factory.tracking.delivery import Delivery
 from factory.tracking.tracker import said
+
+_track_what = partial(
+    refuse,
+    "track-what",
+    because="what a run's or a sweep's folder holds is sent",
+    fix="as in: factory track outputs/DATE/TIME [tracking.uri=ADDRESS] [tracking.experiment=NAME]",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +49,7 @@ class Sent:
 def of_run(folder: RunFolder, chosen: dict[str, Any], parent: str | None = None) -> Sent:
     """Sends what is missing; `chosen` are keys of tracking that are not the plan's. Raises UserError."""
     if not folder.plan.is_file():
-        raise refuse("track-what", str(folder.path), "there is no plan.yaml in it")
+        raise _track_what(str(folder.path), "there is no plan.yaml in it")
     made = elsewhere(read_plan(folder.plan, setting=f"track {folder.path}"), chosen, parent)
     with folder.claimed():
         return _sent(made, folder)
@@ -54,7 +62,13 @@ def elsewhere(made: Plan, chosen: dict[str, Any], parent: str | None) -> Plan:
     nested = {"parent_run": parent} if parent else {"parent_run": None} if chosen else {}
     tracking = replace(made.tracking, **chosen, **nested)
     if not tracking.on:
-        raise refuse("track-nowhere", f"tracking.tool={tracking.tool}", "the run was not to be tracked")
+        raise refuse(
+            "track-nowhere",
+            f"tracking.tool={tracking.tool}",
+            "the run was not to be tracked",
+            because="what is in the folder must go somewhere",
+            fix="name a server: factory track FOLDER tracking.uri=http://HOST:PORT",
+        )
     return replace(made, tracking=tracking)
 
 
@@ -109,7 +123,7 @@ def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -
     """The refusals of where the first run there is to be sent. Raises UserError where there is none."""
     found = runs_of(folder) if is_sweep(folder) else [RunFolder(folder)]
     if not found or not found[0].plan.is_file():
-        raise refuse("track-what", folder, "there is no run in it")
+        raise _track_what(folder, "there is no run in it")
     made = read_plan(found[0].plan, setting=f"track {folder}")
     return unusable(elsewhere(made, chosen, None).tracking, packages)
 

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from factory.config import compose, settings
@@ -18,17 +19,21 @@ from factory.run.folder import is_mlflow_id
 OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
 OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 
+plan_of_a_sweep = partial(
+    refuse, "plan-of-a-sweep", because="a sweep has many", fix="leave it out, or give the one that is meant"
+)
+
 READ_RUNS = ("evaluate", "chat", "serve", "export")
 
 
-def parsed(arguments: list[str], many: str | None = None, rule: str = "plan-of-a-sweep") -> compose.CommandLine | None:
+def parsed(arguments: list[str], many: str | None = None) -> compose.CommandLine | None:
     """The line; None where it was Hydra's own business, and Hydra has answered: --cfg, --info, completion.
 
     `many`: why the verb is no sweep's. Raises UserError.
     """
     line = compose.parse(arguments)
     if line.multirun and many:
-        raise refuse(rule, "-m", many)
+        raise plan_of_a_sweep("-m", many)
     if not line.hydra_flags:
         return line
     completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
@@ -49,7 +54,7 @@ def _without_verb(typed: str) -> str:
 def _composable(line: compose.CommandLine) -> Sequence[str]:
     """The overrides for what Hydra shows of them. Raises UserError: it would show the config without what is wrong."""
     if line.multirun:
-        raise refuse("plan-of-a-sweep", f"-m {line.hydra_flags[0]}", "one config is shown at a time")
+        raise plan_of_a_sweep(f"-m {line.hydra_flags[0]}", "one config is shown at a time")
     ready = compose.prepared(line)
     if ready.problems:
         raise UserError(*ready.problems)
@@ -71,23 +76,52 @@ def not_read(line: compose.CommandLine, verb: str) -> Iterator[Refusal]:
         group = group_of(text)
         if group in OWN and verb not in OWN[group]:
             shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
-            yield refusal("key-of-another-verb", shown, wrong, verb=" or ".join(OWN[group]))
+            yield refusal(
+                "key-of-another-verb",
+                shown,
+                wrong,
+                because="only that verb does",
+                fix=f"leave it out, or `factory {' or '.join(OWN[group])}` instead",
+            )
         elif group == "sweep" and not line.multirun:
-            yield refusal("sweep-without-multirun", text, "it is read by sweeps alone")
+            yield refusal(
+                "sweep-without-multirun",
+                text,
+                "it is read by sweeps alone",
+                because="one run is no sweep",
+                fix="add -m; one run is continued by `factory resume FOLDER`",
+            )
         elif name_of(text) == "run" and verb not in READ_RUNS:
-            yield refusal("run-unread", text, wrong, **_trained_on(run_of(text) or "RUN"))
+            yield refusal(
+                "run-unread",
+                text,
+                wrong,
+                because="a run is read by evaluate, chat, serve and export, whose model it names",
+                fix=_trained_on(run_of(text) or "RUN"),
+            )
         elif verb == "board" and group != "board":
-            yield refusal("board-unread", name_of(text), wrong)
+            yield refusal(
+                "board-unread",
+                name_of(text),
+                wrong,
+                because="the page starts with the defaults, and what a run is made of is set in it",
+                fix="leave it out; the page's own keys are board.*, and options of your own come by --config-dir",
+            )
 
 
-def _trained_on(run: str) -> dict[str, str]:
-    """What fills the words of the rule `run-unread`: by its files what is named, a run's folder or a saved model's."""
-    for place, folder in ((run, "FOLDER"), (f"{run}/model", run)):
+def _trained_on(run: str) -> str:
+    """Return how a run's folder or a saved model's is trained further or resumed, by the files in it."""
+    folder = "FOLDER" if is_mlflow_id(run) else run
+    model = f"model.adapter={folder}/model (of whole weights model.path={folder}/model)"
+    for place, resumed in ((run, "FOLDER"), (f"{run}/model", run)):
         for key, file in (("model.adapter", "adapter_config.json"), ("model.path", "config.json")):
             if os.path.isfile(f"{place}/{file}"):  # noqa: PTH113  of a name that is too long, Path raises
-                return {"model": setting(key, place), "folder": folder}
-    folder = "FOLDER" if is_mlflow_id(run) else run
-    return {"model": f"model.adapter={folder}/model (of whole weights model.path={folder}/model)", "folder": folder}
+                return _further(setting(key, place), resumed)
+    return _further(model, folder)
+
+
+def _further(model: str, folder: str) -> str:
+    return f"to train on from its model, {model}; a stopped run continues with `factory resume {folder}`"
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:

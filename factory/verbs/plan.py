@@ -18,7 +18,7 @@ from factory.plan.anew import Anew, compiled
 from factory.plan.plan import Plan, to_json, to_yaml
 from factory.run.advice import cheapest
 from factory.verbs import composed as composed_of
-from factory.verbs import parsed, refuse_unread, settings_of
+from factory.verbs import parsed, plan_of_a_sweep, refuse_unread, settings_of
 from factory.verbs.train import of_recipe, of_sweep
 
 if TYPE_CHECKING:
@@ -63,10 +63,23 @@ def _search(made: Plan, form: str, anew: Anew) -> int:
     from factory.run import search
 
     if form == "yaml":
-        raise refuse("search-as-yaml", "plan.format=yaml", "a table of settings is no plan")
+        raise refuse(
+            "search-as-yaml",
+            "plan.format=yaml",
+            "a table of settings is no plan",
+            because="plan.yaml is what a run replays, and a search finds many",
+            fix="set plan.format=json or text, and ask for one of its rows with plan.format=yaml",
+        )
     if made.estimate.memory.capacity is None:
         raise refuse(
-            "search-without-memory", "hardware.memory=null", "no such card is here, and nothing says what it has"
+            "search-without-memory",
+            "hardware.memory=null",
+            "no such card is here, and nothing says what it has",
+            because="settings are searched that fit what there is, and this machine's own memory is not the card's",
+            fix=(
+                "set hardware.memory to what the card has, as in hardware.memory=80GB, or name it, as in "
+                "hardware=h100_80gb"
+            ),
         )
     found = search.search(made, anew)
     if form == "json":
@@ -107,9 +120,9 @@ def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:
     shared = tuple(text for text in line.overrides if not _of_plan(text))
     asked = settings_of([text for text in line.overrides if text not in shared]).plan
     if asked.format == "yaml":
-        raise refuse("plan-of-a-sweep", "plan.format=yaml", "a file holds one plan")
+        raise plan_of_a_sweep("plan.format=yaml", "a file holds one plan")
     if asked.search:
-        raise refuse("plan-of-a-sweep", "plan.search=true", "the best settings of one run are sought at a time")
+        raise plan_of_a_sweep("plan.search=true", "the best settings of one run are sought at a time")
     return replace(line, overrides=shared), asked.format
 
 
@@ -141,7 +154,16 @@ def _diff(arguments: list[str]) -> int:
     unnamed = len(names) < 2 or any("=" in name and not Path(name).exists() for name in names)
     if unread or unnamed:
         wrong = "two plans are needed" if unnamed else f"{unread[0]} is not read here"
-        raise refuse("diff-what", f"--diff {' '.join(names)}".strip(), wrong)
+        raise refuse(
+            "diff-what",
+            f"--diff {' '.join(names)}".strip(),
+            wrong,
+            because="two plans are compared as they are: files, folders of runs, or ids of MLflow runs",
+            fix=(
+                "as in: factory plan --diff outputs/DATE/ONE outputs/DATE/OTHER [plan.format=json] "
+                "[tracking.uri=ADDRESS]"
+            ),
+        )
     chosen = settings_of(rest)
     one, other = (diff.read(name, chosen.tracking.mlflow) for name in names)
     found = diff.differences(one, other)

@@ -171,19 +171,43 @@ def _replay(arguments: list[str]) -> int:
         if name == "hydra.run.dir" and (place := unquoted(value)):
             run_dir = place
         elif text not in own:
-            problems.append(refusal("fixed-by-the-plan", text, "a plan is replayed as it is"))
+            problems.append(
+                refusal(
+                    "fixed-by-the-plan",
+                    text,
+                    "a plan is replayed as it is",
+                    because="its rules were checked with the values that it holds",
+                    fix="change only hydra.run.dir and tracking.*, or compile a new plan without --from-plan",
+                )
+            )
     tracking = replace(made.tracking, parent_run=None, **_chosen_tracking(own))
     problems += unusable(tracking, look_at_machine().packages)
     if problems:
         raise UserError(*problems)
     if launched():
         if run_dir is None:
-            raise refuse("rank-folder", "hydra.run.dir", "it is not set")
+            raise refuse(
+                "rank-folder",
+                "hydra.run.dir",
+                "it is not set",
+                because="all ranks write into and read from one folder, and each would name another by its own clock",
+                fix="set hydra.run.dir to a folder that every node reaches",
+            )
         _refuse_lacking(made)
         return run_as_rank(replace(made, tracking=tracking), RunFolder(run_dir), from_environment())
     if made.steps.train.ranks.nodes > 1:
         wrong = "processes are started on this machine only"
-        raise refuse("nodes-need-launcher", f"hardware.num_nodes={made.steps.train.ranks.nodes}", wrong)
+        raise refuse(
+            "nodes-need-launcher",
+            f"hardware.num_nodes={made.steps.train.ranks.nodes}",
+            wrong,
+            because="what starts processes on several machines (torchrun, Slurm, Ray) is outside of Factory",
+            fix=(
+                "write the plan with `factory plan … plan.format=yaml > plan.yaml`, and let each node run "
+                "`torchrun … -m factory train --from-plan plan.yaml hydra.run.dir=…` (docs/scaling.md)"
+            ),
+            machine=True,
+        )
     folder = RunFolder(run_dir or fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
         raise UserError(taken(folder.path, finished=folder.status() == "finished"))
@@ -225,7 +249,13 @@ def _from_plan(arguments: list[str]) -> tuple[str, list[str]]:
     if not equals:
         path = rest.pop(at) if at < len(rest) else ""
     if not path:
-        raise refuse("plan-missing", "--from-plan", "no file is named", example=PLAN_EXAMPLE)
+        raise refuse(
+            "plan-missing",
+            "--from-plan",
+            "no file is named",
+            because="there is no plan to read",
+            fix=f"name one, as in {PLAN_EXAMPLE}",
+        )
     return path, rest
 
 
@@ -233,16 +263,28 @@ def resume(arguments: list[str]) -> int:
     """continue an interrupted run's FOLDER from its newest whole checkpoint"""
     refuse_outer(f"resume {' '.join(arguments)}")
     if len(arguments) != 1:
-        raise refuse("resume-what", " ".join(arguments) or "(nothing)", "one folder is needed")
+        raise refuse(
+            "resume-what",
+            " ".join(arguments) or "(nothing)",
+            "one folder is needed",
+            because="a run is continued as its plan says, without overrides",
+            fix="factory resume outputs/DATE/TIME",
+        )
     folder = RunFolder(arguments[0])
     if not folder.plan.is_file():
         if SweepFolder(folder.path).is_there():
             hint = f"{program('factory')} -m {setting('sweep.resume', folder.path)} goes on with it; "
-            raise refuse("resume-missing", arguments[0], "it is a sweep's", hint=hint)
+            raise _resume_missing(arguments[0], "it is a sweep's", hint=hint)
         wrong = "there is no plan.yaml in it" if folder.path.exists() else "there is no such folder"
-        raise refuse("resume-missing", arguments[0], wrong, hint=last_here())
+        raise _resume_missing(arguments[0], wrong, hint=last_here())
     if folder.status() == "finished":
-        raise refuse("resume-finished", arguments[0], "the run is finished")
+        raise refuse(
+            "resume-finished",
+            arguments[0],
+            "the run is finished",
+            because="nothing is left to do",
+            fix="see report.json; what its tracking misses is sent by `factory track FOLDER`",
+        )
     return _go_on(folder)
 
 
@@ -258,7 +300,13 @@ def track(arguments: list[str]) -> int:
     own = [word for word in arguments if _of_tracking(word)]
     folders = [word for word in arguments if word not in own]
     if len(folders) != 1:
-        raise refuse("track-what", " ".join(folders) or "(nothing)", "one folder is needed")
+        raise refuse(
+            "track-what",
+            " ".join(folders) or "(nothing)",
+            "one folder is needed",
+            because="what a run's or a sweep's folder holds is sent",
+            fix="as in: factory track outputs/DATE/TIME [tracking.uri=ADDRESS] [tracking.experiment=NAME]",
+        )
     chosen = _chosen_tracking(own)
     if problems := later.unusable_in(folders[0], chosen, look_at_machine().packages):
         raise UserError(*problems)
@@ -269,3 +317,13 @@ def track(arguments: list[str]) -> int:
     for each in found:
         print(each, file=sys.stderr if each.problem else sys.stdout)
     return 1 if any(each.problem for each in found) else 0
+
+
+def _resume_missing(setting: str, wrong: str, hint: str) -> UserError:
+    return refuse(
+        "resume-missing",
+        setting,
+        wrong,
+        because="it is not a run's folder",
+        fix=f"{hint}name the folder that the run printed",
+    )

@@ -36,7 +36,18 @@ def _refuse_training(overrides: tuple[str, ...]) -> None:
     """Keys that say how one trains. What a run was made with says them too, and what a stage measures by is its own."""
     found = [text for text in overrides if name_of(text) in schema.OF_TRAINING]
     if found:
-        raise UserError(*(refusal("evaluate-unread", text, "`factory evaluate` does not read it") for text in found))
+        raise UserError(
+            *(
+                refusal(
+                    "evaluate-unread",
+                    text,
+                    "`factory evaluate` does not read it",
+                    because="evaluation trains nothing, and the key would be ignored",
+                    fix="leave it out; evaluate.batch_size is how many rows are measured at a time, data.* which",
+                )
+                for text in found
+            )
+        )
 
 
 def export(arguments: list[str]) -> int:

@@ -16,9 +16,8 @@ from families import KINDS, built_of, roomy
 import factory
 from factory import own_base
 from factory.config import registry
-from factory.config.refusal import UserError, catalogue
+from factory.config.refusal import UserError
 from factory.config.schema import Quantization
-from factory.config.settings import all_keys
 from factory.plan import writing
 from factory.plan.facts import Gpu
 from factory.plan.inspect import machine as look
@@ -968,7 +967,8 @@ WORDS = {
 }
 
 
-# no stage has a spec alone at present; of the hub: tests/plan/inspect/test_look.py; of a method of one's own: tests/config/test_own.py
+# no stage has a spec alone at present; of the hub: tests/plan/inspect/test_look.py
+# of a method of one's own: tests/config/test_own.py
 PRETENDED = {"stage-not-there", "evaluate-reference", "hub-unreachable"}  # each tested apart
 PRETENDED |= {"method-trains-nothing"}
 PRETENDED |= {rule.id for rule in writing.RULES}  # of chat and serve: tests/inference/test_writing_asked.py
@@ -1298,16 +1298,6 @@ def test_the_legal_neighbour_runs(
     done = execute(*overrides, folder="walked")
     assert [line["step"] for line in done.metrics] == [1]
     assert all(check["passed"] for check in done.run.checks.values()), done.run.checks
-
-
-def test_the_catalogue_is_used_and_reads_keys_that_exist() -> None:
-    known = {found.path for found in all_keys()}
-    code = "".join(path.read_text() for path in Path(factory.__file__).parent.rglob("*.py"))
-    assert set(RULES) <= set(catalogue())
-    for rule, words in catalogue().items():
-        assert f'"{rule}"' in code or rule.startswith("key-of-another-"), rule
-        for read in words.reads:
-            assert read.startswith("hydra.") or any(key == read or key.startswith(f"{read}.") for key in known), rule
 
 
 # --- what the compiler itself refuses

@@ -40,7 +40,7 @@ def test_each_file_is_in_both(built: Path) -> None:
     packed = zipfile.ZipFile(wheel).namelist()
     assert {name for name in packed if ".dist-info/" not in name} == there
     assert any(name.endswith(".dist-info/licenses/docs/LICENSE.txt") for name in packed)
-    for kind in ("refusals.yaml", ".css", ".html", ".js", ".jsonl", "words/zh.yaml", "templates/chatml.yaml"):
+    for kind in (".css", ".html", ".js", ".jsonl", "words/zh.yaml", "templates/chatml.yaml"):
         assert any(name.endswith(kind) for name in there), kind
     with tarfile.open(sdist) as file:
         found = {name.partition("/")[2] for name in file.getnames()}

@@ -40,7 +40,15 @@ class Said:
         self.set(key, self.lists[key])
 
     def refuse(self, name: str, value: Any, wrong: str, fix: str) -> None:
-        self.refused.append(refusal("import-unequal", f"{name}={plain(value)}", wrong, fix=fix))
+        self.refused.append(
+            refusal(
+                "import-unequal",
+                f"{name}={plain(value)}",
+                wrong,
+                because="the command would train or measure something else, and a comment is passed over",
+                fix=fix,
+            )
+        )
 
     def as_overrides(self) -> tuple[str, ...]:
         return tuple(f"{key}={value}" for key, value in self.overrides.items())

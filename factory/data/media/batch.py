@@ -1,7 +1,7 @@
 """What is shown in a batch as its model takes it: by the processor, when the batch is made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from factory.config.refusal import refuse
 from factory.data.media.processor import Processor
 from factory.data.record import MEDIA, BadRow, Medium
+
+_media_changed = partial(
+    refuse,
+    "media-changed",
+    because="its row was prepared when it was another, and its tokens would not be those of what is there now",
+    fix="put it back, or remove the folder `data` in FACTORY_CACHE, so that the rows are prepared again",
+)
 
 # what the processor makes of the text that it is given here, which is not the batch's
 _OF_TEXT = (
@@ -74,7 +81,14 @@ class Inputs:
             made = self.processor(kind, texts, shown, return_tensors="pt", padding=True)
         except BadRow as error:  # each alone was taken when its row was prepared
             raise refuse(
-                "media-of-a-batch", "stage.batch_size", f"{len(having):,} rows with {kind}s: {error}"
+                "media-of-a-batch",
+                "stage.batch_size",
+                f"{len(having):,} rows with {kind}s: {error}",
+                because="some processors make one tensor of all videos of a batch, so these must be of one length",
+                fix=(
+                    "set data.video_fps=null, which sees data.video_frames of each, or stage.batch_size=1 and "
+                    "evaluate.batch_size=1"
+                ),
             ) from None
         counts[having] += self._count(made["input_ids"].numpy())
         return {name: value for name, value in made.items() if name not in _OF_TEXT}
@@ -84,7 +98,7 @@ class Inputs:
         try:
             return self.processor.read(medium)
         except BadRow as error:
-            raise refuse("media-changed", "data", f"{medium.place[:200]}: {error}") from None
+            raise _media_changed("data", f"{medium.place[:200]}: {error}") from None
 
     def _count(self, ids: NDArray[Any]) -> NDArray[np.int64]:
         return np.isin(ids, self.processor.ids).sum(axis=1)
@@ -93,7 +107,7 @@ class Inputs:
         for media, one, other in zip(rows, counts.tolist(), self._count(ids).tolist(), strict=True):
             if one != other:
                 places = ", ".join(medium.place for medium in media)[:200]
-                raise refuse("media-changed", "data", f"{places}: {one:,} tokens now, {other:,} in the prepared row")
+                raise _media_changed("data", f"{places}: {one:,} tokens now, {other:,} in the prepared row")
 
 
 def _side_by_side(rows: list[list[Made]]) -> Made:

@@ -165,7 +165,19 @@ def written(processor: Processor, kind: str, shown: Sequence[Any]) -> tuple[str,
     offsets = found.get("text_replacement_offsets")
     if not offsets:
         wrong = f"{processor.name} does not tell what it writes for {NAMED[kind]}"
-        raise refuse("processor-unknown", "model.path", wrong)
+        raise refuse(
+            "processor-unknown",
+            "model.path",
+            wrong,
+            because=(
+                "how many tokens an image, a video or a sound has, and what the model sees and hears of it, is "
+                "known from its processor only"
+            ),
+            fix=(
+                "use a model whose processor transformers has (LLaVA, Idefics, Qwen-VL, PaliGemma, Gemma 3, "
+                "InternVL, Llama 3.2 Vision …), or data of text only"
+            ),
+        )
     texts = tuple(each["replacement"] for each in offsets[0])
     if kind == "audio" and any(text.count(token) < _HEARD for text in texts):
         raise BadRow("an audio is too short to be heard")

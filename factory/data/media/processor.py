@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,19 @@ from factory.data.media.read import read_image
 from factory.data.media.video import Video, read_video
 from factory.data.record import BadRow, Medium
 from factory.plan.plan import Frames
+
+_processor_unknown = partial(
+    refuse,
+    "processor-unknown",
+    because=(
+        "how many tokens an image, a video or a sound has, and what the model sees and hears of it, is "
+        "known from its processor only"
+    ),
+    fix=(
+        "use a model whose processor transformers has (LLaVA, Idefics, Qwen-VL, PaliGemma, Gemma 3, "
+        "InternVL, Llama 3.2 Vision …), or data of text only"
+    ),
+)
 
 # by kind: what of the processor takes them, and under which name they are given
 _PARTS = {
@@ -149,7 +162,7 @@ def _known(make: Any) -> Any:
         raise
     except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
         wrong = f"transformers cannot make it of its files ({type(error).__name__}: {str(error)[:_REASON]})"
-        raise refuse("processor-unknown", "model.path", wrong) from None
+        raise _processor_unknown("model.path", wrong) from None
 
 
 def _packaged(make: Any) -> Any:
@@ -158,7 +171,14 @@ def _packaged(make: Any) -> Any:
         return make()
     except ImportError as error:
         package = error.name or _package(str(error))
-        raise refuse("processor-package", "model.path", f"its processor needs {package}", package=package) from None
+        raise refuse(
+            "processor-package",
+            "model.path",
+            f"its processor needs {package}",
+            because="images, videos and sounds are processed as the model was trained on them, by its own processor",
+            fix=f"install it: pip install {package}",
+            machine=True,
+        ) from None
 
 
 def _package(message: str) -> str:
@@ -172,7 +192,13 @@ def _checked(make: Any, known: int) -> Any:
     made = _known(make)
     if len(made.tokenizer) != known:  # some add tokens to theirs, or change its settings
         new = len(made.tokenizer) - known
-        raise refuse("processor-tokens", "model.path", f"its processor adds {new:,} tokens that its tokenizer lacks")
+        raise refuse(
+            "processor-tokens",
+            "model.path",
+            f"its processor adds {new:,} tokens that its tokenizer lacks",
+            because="the model has no embedding for them",
+            fix="use a copy of the model whose tokenizer is that of its processor",
+        )
     return made
 
 
@@ -213,9 +239,7 @@ def _class(files: Mapping[str, bytes], kind: str) -> Any:
         return found
     if not named and kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in PROCESSOR_MAPPING:
         return PROCESSOR_MAPPING[CONFIG_MAPPING[kind]]
-    raise refuse(
-        "processor-unknown", "model.path", f"transformers has no {named[0] if named else f'processor for {kind}'}"
-    )
+    raise _processor_unknown("model.path", f"transformers has no {named[0] if named else f'processor for {kind}'}")
 
 
 def _without_videos(cls: Any) -> Any:

@@ -142,10 +142,28 @@ def _make(
             progress(tally.rows)
         counts = tally.counts()
         if source.origin == "file" and source.sha256 and read.digest(Path(source.path)) != source.sha256:
-            raise refuse("data-changed", f"data.sources.{name}.path={source.path}", "it changed while it was read")
+            raise refuse(
+                "data-changed",
+                f"data.sources.{name}.path={source.path}",
+                "it changed while it was read",
+                because="what was read of it is neither the old content nor the new",
+                fix="let whatever writes it finish, then run again",
+            )
         if source.origin == "function" and given.hexdigest() != source.sha256:
             wrong = "it was called twice, and gave other rows the second time"
-            raise refuse("function-unsteady", f"data.sources.{name}.path={source.path}", wrong)
+            raise refuse(
+                "function-unsteady",
+                f"data.sources.{name}.path={source.path}",
+                wrong,
+                because=(
+                    "its rows are read more than once, and the ranks, the checks and whoever resumes would each see "
+                    "others"
+                ),
+                fix=(
+                    "have it give the same rows in the same order: draw with random.Random(0), sort what has no "
+                    "order, leave out columns that tell the time"
+                ),
+            )
         with store.writing(target):
             writer.finish(counts, files)
     finally:
@@ -199,7 +217,16 @@ class _Tally:
             refuse_wrong_format(self._name, self._format, looked, self._misfits)
         if looked >= _EARLY and self._unrendered.total == looked:  # no other row of such a set would fare better
             wrong = f"none of the first {looked:,} rows of {self._name} is left"
-            raise refuse("nothing-to-train", "data", wrong, reasons=str(self._unrendered))
+            raise refuse(
+                "nothing-to-train",
+                "data",
+                wrong,
+                because=f"all were dropped: {self._unrendered!s}",
+                fix=(
+                    "correct the rows; raise data.max_length where they are longer; set another model.template where "
+                    "it refuses, changes or leaves out what they say"
+                ),
+            )
         if self._at_most is None:
             self._dropped.add(block.bad)
             return
@@ -238,9 +265,25 @@ def refuse_wrong_format(name: str, format: str, rows: int, misfits: "Dropped") -
     if misfits.total <= rows * MOST_BAD:
         return
     empty = sum(entry["count"] for reason, entry in misfits.reasons.items() if reason.endswith(EMPTY))
-    rule, key = ("rows-empty", "columns") if empty > misfits.total / 2 else ("rows-broken", f"format={format}")
     wrong = f"{misfits.total:,} of {rows:,} rows cannot be used: {misfits}"
-    raise refuse(rule, f"data.sources.{name}.{key}", wrong, name=name)
+    if empty > misfits.total / 2:
+        raise refuse(
+            "rows-empty",
+            f"data.sources.{name}.columns",
+            wrong,
+            because="more than half of a set is seldom left out on purpose",
+            fix=(
+                "fill these rows or take them out of the file; where another column has the text, map it by "
+                f"data.sources.{name}.columns"
+            ),
+        )
+    raise refuse(
+        "rows-broken",
+        f"data.sources.{name}.format={format}",
+        wrong,
+        because="more than half of the rows are bad, so the format may be another",
+        fix=f"set data.sources.{name}.format or map data.sources.{name}.columns, or correct these rows",
+    )
 
 
 def _refuse_unseen(name: str, rows: int, unseen: Counter[str]) -> None:
@@ -250,7 +293,16 @@ def _refuse_unseen(name: str, rows: int, unseen: Counter[str]) -> None:
     wrong = (
         f"of {unseen.total():,} of {rows:,} rows what they show cannot be had, most as: {unseen.most_common(1)[0][0]}"
     )
-    raise refuse("media-unread", f"data.sources.{name}.folder", wrong, name=name)
+    raise refuse(
+        "media-unread",
+        f"data.sources.{name}.folder",
+        wrong,
+        because="most of the data would be lost",
+        fix=(
+            f"set data.sources.{name}.folder to the folder where the paths of its images, videos and sounds "
+            "start, put them there, or download those at an address"
+        ),
+    )
 
 
 class Dropped:

@@ -192,7 +192,14 @@ def _told(target: Path, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         wrong = f"{what} ({error.strerror or error})"
-        raise refuse("data-cache", f"FACTORY_CACHE={target.parent.parent}", wrong) from error
+        raise refuse(
+            "data-cache",
+            f"FACTORY_CACHE={target.parent.parent}",
+            wrong,
+            because="prepared rows are kept there, so that they are read as they are needed and made only once",
+            fix="free space, or set FACTORY_CACHE to a folder that can be written",
+            machine=True,
+        ) from error
 
 
 def is_whole(folder: Path) -> bool:

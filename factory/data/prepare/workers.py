@@ -124,7 +124,13 @@ def encode(encoder: Encoder, block: Block) -> Encoded:
     for at, found in zip(places, encoder.encode(records) if records else [], strict=True):
         if isinstance(found, TooLong):
             wrong = f"row {block.first + at + 1:,} of {block.name} has {found}"
-            raise refuse("row-too-long", "data.truncation=error", wrong)
+            raise refuse(
+                "row-too-long",
+                "data.truncation=error",
+                wrong,
+                because="data.truncation=error allows none that is longer",
+                fix="raise data.max_length, or set data.truncation=drop",
+            )
         if isinstance(found, BadRow):
             bad.append(Bad(block.first + at, int(ranks[at]), str(found), True))
         else:
@@ -220,7 +226,14 @@ class Workers:
                 yield found
         except BrokenProcessPool:
             self._pool = None
-            raise refuse("worker-lost", "data", "a process that prepares rows is gone") from None
+            raise refuse(
+                "worker-lost",
+                "data",
+                "a process that prepares rows is gone",
+                because="the system ended it, most often for want of memory",
+                fix="free memory, or set hardware.threads lower, so that fewer of them run",
+                machine=True,
+            ) from None
 
     def _here(self, blocks: Iterator[Block], last: Callable[[Block], Block], work: Any) -> Iterator[Any]:
         """In threads: while one renders, others tokenize, which holds no lock."""

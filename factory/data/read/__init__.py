@@ -87,7 +87,7 @@ def source_digest(source: PlannedSource) -> str | None:
     """What `PlannedSource.sha256` would be now; None for the hub. Raises UserError where it cannot be read any more."""
     if source.origin == "file":
         if not Path(source.path).exists():
-            raise refuse("data-missing", f"path={source.path}", "it is gone", hint="", known=", ".join(SUFFIXES))
+            raise _data_missing(f"path={source.path}", "it is gone", hint="", known=", ".join(SUFFIXES))
         return digest(Path(source.path))
     if source.origin == "function":
         from factory.data import function
@@ -132,10 +132,25 @@ def files(path: Path) -> list[Path]:
 
 def _no_file(path: Path, setting: str) -> UserError:
     if path.is_symlink() and not path.exists():
-        return refuse("data-link", setting, f"{path.name} is a link to {path.readlink()}, which is not there")
+        return refuse(
+            "data-link",
+            setting,
+            f"{path.name} is a link to {path.readlink()}, which is not there",
+            because="the set would be trained without the rows that it stands for",
+            fix="repair the link, or remove it",
+        )
     if not path.exists():
-        return refuse("data-missing", setting, f"there is no {path.name}", hint="", known=", ".join(SUFFIXES))
-    return refuse("data-special", setting, f"{path.name} is neither a file nor a folder")
+        return _data_missing(setting, f"there is no {path.name}", hint="", known=", ".join(SUFFIXES))
+    return refuse(
+        "data-special",
+        setting,
+        f"{path.name} is neither a file nor a folder",
+        because=(
+            "the rows are read more than once, to plan and to train, and a pipe or a device gives them once "
+            "or never ends"
+        ),
+        fix="write them to a file first, as in: … > rows.jsonl",
+    )
 
 
 def unset(name: str) -> str:
@@ -155,7 +170,13 @@ def _unknown_type(path: Path, setting: str) -> UserError:
     suffix = "".join(path.suffixes[-2:] if opened.compression(path) else path.suffixes[-1:])
     wrong = f"{path.name} is of type {suffix or '(none)'}, which is not read"
     hint = did_you_mean(suffix.lower(), SUFFIXES) if suffix else ""
-    return refuse("data-file-type", setting, wrong, known=", ".join(SUFFIXES), packed=", ".join(COMPRESSED), hint=hint)
+    return refuse(
+        "data-file-type",
+        setting,
+        wrong,
+        because=f"the reader knows {', '.join(SUFFIXES)}, and each of them compressed ({', '.join(COMPRESSED)})",
+        fix=f"{hint}convert it to jsonl, one object a line, or move it out of the folder",
+    )
 
 
 def is_plain_text(path: Path) -> bool:
@@ -202,7 +223,13 @@ def _walk(path: Path) -> Iterator[Path]:
         if real not in seen:
             left -= len(names)
             if left < 0:
-                raise refuse("data-many-files", f"path={path}", f"there are more than {_MOST_FILES:,} files in it")
+                raise refuse(
+                    "data-many-files",
+                    f"path={path}",
+                    f"there are more than {_MOST_FILES:,} files in it",
+                    because="each of them would be read; a folder of so many is seldom the one of a data set",
+                    fix="name the folder that holds the set's files only, or join them into fewer",
+                )
             yield from (Path(folder, name) for name in names if not name.startswith("."))
         seen.add(real)
 
@@ -220,7 +247,7 @@ def _refuse_splits(path: Path, found: list[Path]) -> None:
             continue
         told = ", ".join(f"{name} ({files[0].relative_to(path)})" for name, files in sorted(splits.items()))
         name = "train" if "train" in splits else min(splits)
-        raise refuse("data-splits", f"path={path}", f"it holds the splits {told}", first=_alone(path, name, splits))
+        raise _data_splits(f"path={path}", f"it holds the splits {told}", first=_alone(path, name, splits))
 
 
 def _split_of(file: Path) -> tuple[tuple[str, ...], str] | None:
@@ -252,9 +279,7 @@ def _sets_own_files(path: Path) -> list[Path] | None:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
         wrong = f"it holds the splits {', '.join(splits) or '(none)'}"
-        raise refuse(
-            "data-splits", f"path={path}", wrong, first=path / ("train" if "train" in splits else "".join(splits[:1]))
-        )
+        raise _data_splits(f"path={path}", wrong, first=path / ("train" if "train" in splits else "".join(splits[:1])))
     state = path / "state.json"
     if not state.is_file() or not (path / "dataset_info.json").is_file():
         return None
@@ -264,4 +289,33 @@ def _sets_own_files(path: Path) -> list[Path] | None:
             raise ValueError
         return [path / name for name in names]
     except (ValueError, KeyError, TypeError):
-        raise refuse("data-broken", f"path={state}", "it does not name the set's files") from None
+        raise refuse(
+            "data-broken",
+            f"path={state}",
+            "it does not name the set's files",
+            because="half a file would be trained as if it were the whole",
+            fix=(
+                "correct or remove that row (a json file is an array of objects, a jsonl file one object a line, "
+                "a table has one header)"
+            ),
+        ) from None
+
+
+def _data_missing(setting: str, wrong: str, hint: str, known: str) -> UserError:
+    return refuse(
+        "data-missing",
+        setting,
+        wrong,
+        because="there is nothing to train on",
+        fix=f"{hint}set the path of a file ({known}, or one of them compressed) or of a folder of these",
+    )
+
+
+def _data_splits(setting: str, wrong: str, first: Path | str) -> UserError:
+    return refuse(
+        "data-splits",
+        setting,
+        wrong,
+        because="rows that were set apart to test with would be trained",
+        fix=f"name one of them: {first}",
+    )

@@ -75,7 +75,13 @@ def _header(cells: list[str], stream: Stream, line: int) -> list[str]:
         name = stream.path.name
         same = {"\t": name.replace(".csv", ".tsv"), ",": name.replace(".tsv", ".csv")}.get(other)
         fix = f"name it {same}" if same else "convert it to commas, as a spreadsheet does on export"
-        raise refuse("data-separator", f"path={stream.path}", words, fix=fix)
+        raise refuse(
+            "data-separator",
+            f"path={stream.path}",
+            words,
+            because="the cells of a csv are set apart by commas, those of a tsv by tabs",
+            fix=fix,
+        )
     twice = next((name for name in cells if cells.count(name) > 1), None)
     if twice is not None:
         raise wrong.broken(stream.path, f"line {line}, the header, names the column {twice!r} twice")

@@ -62,7 +62,16 @@ class Broken(dict[str, Any]):
 
 
 def broken(path: Path, wrong: str) -> UserError:
-    return refuse("data-broken", f"path={path}", wrong)
+    return refuse(
+        "data-broken",
+        f"path={path}",
+        wrong,
+        because="half a file would be trained as if it were the whole",
+        fix=(
+            "correct or remove that row (a json file is an array of objects, a jsonl file one object a line, "
+            "a table has one header)"
+        ),
+    )
 
 
 def rows_below(value: Any) -> str | None:
@@ -86,7 +95,13 @@ def wrapped(path: Path, key: str) -> UserError:
     packed = path.suffix.lower() in _PACKED
     fix = f"python -c {shlex.quote(script)} > rows.jsonl"
     wrong = f"it is one object, whose key {below} has the list of rows"
-    return refuse("data-wrapped", f"path={path}", wrong, fix=f"decompress it, and {fix}" if packed else fix)
+    return refuse(
+        "data-wrapped",
+        f"path={path}",
+        wrong,
+        because=("a json file is an array of rows, or one row a line; what is below a key would be a part of one row"),
+        fix=f"write them out, and name that file: {f'decompress it, and {fix}' if packed else fix}",
+    )
 
 
 def not_utf8(path: Path, wrong: str, fix: str = _FROM_LATIN) -> UserError:
@@ -95,7 +110,9 @@ def not_utf8(path: Path, wrong: str, fix: str = _FROM_LATIN) -> UserError:
     made = shlex.quote(f"utf8-{text.name}")
     fix = fix.format(name=text.name, stem=path.stem, path=shlex.quote(str(text)), made=made)
     fix = f"decompress it, and {fix}" if packed else fix
-    return refuse("data-encoding", f"path={path}", wrong, fix=fix)
+    return refuse(
+        "data-encoding", f"path={path}", wrong, because="text in another encoding would be trained as garbage", fix=fix
+    )
 
 
 def foreign(path: Path, start: bytes) -> UserError | None:
@@ -156,7 +173,13 @@ def damaged(path: Path, error: Exception, after: str) -> Exception:
 
 
 def cut(path: Path, wrong: str) -> UserError:
-    return refuse("data-damaged", f"path={path}", wrong)
+    return refuse(
+        "data-damaged",
+        f"path={path}",
+        wrong,
+        because="half a file would be trained as if it were the whole",
+        fix="download or copy it again",
+    )
 
 
 def kind(value: Any) -> str:

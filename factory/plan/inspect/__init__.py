@@ -45,7 +45,15 @@ class Tried:
             self.problems.extend(error.refusals)
         except OSError as error:
             wrong = f"it cannot be read ({error.strerror})"
-            self.problems.append(refusal("cannot-read", error.filename or "a file", wrong))
+            self.problems.append(
+                refusal(
+                    "cannot-read",
+                    error.filename or "a file",
+                    wrong,
+                    because="it is needed to plan",
+                    fix="check its name and its permissions",
+                )
+            )
         return None
 
 
@@ -186,13 +194,32 @@ def look_at_folder(path: str, resume: str | None, *, training: bool) -> FolderFa
     elif resume is not None:
         start = Path(resume)
         if not start.is_dir() or not is_whole(start):
-            raise refuse("no-checkpoint", f"stage.resume={resume}", "there is no whole checkpoint there")
+            raise refuse(
+                "no-checkpoint",
+                f"stage.resume={resume}",
+                "there is no whole checkpoint there",
+                because="a run cannot be continued from half a state",
+                fix="name a folder as outputs/…/checkpoints/step-000020, or set stage.resume=auto",
+            )
         if training and (wrong := damage(start)) is not None:
-            raise refuse("damaged-checkpoint", f"stage.resume={resume}", wrong, fix=_before(start))
+            raise refuse(
+                "damaged-checkpoint",
+                f"stage.resume={resume}",
+                wrong,
+                because="its checksums were written with it, and a changed number would stay in every later step",
+                fix=_before(start),
+            )
     nearest = _nearest(folder.path.absolute())
     if training and not _writable(nearest):
         wrong = f"{nearest} {'cannot be written' if nearest.is_dir() else 'is a file, and no folder'}"
-        raise refuse("cannot-write", f"hydra.run.dir={path}", wrong)
+        raise refuse(
+            "cannot-write",
+            f"hydra.run.dir={path}",
+            wrong,
+            because="a run that cannot keep its results would be lost",
+            fix="free space, or set hydra.run.dir (of a sweep hydra.sweep.dir) to a folder that can be written",
+            machine=True,
+        )
     there, saved_by = folder.plan_digest(), (read_json(start / MANIFEST) or {}).get("plan_digest") if start else None
     return FolderFacts(
         path=str(folder.path),

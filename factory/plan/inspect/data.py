@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,8 @@ from factory.data.read.wrong import rows_below, wrapped
 from factory.data.record import MEDIA
 from factory.plan.facts import DataFacts
 from factory.plan.inspect.model import local
+
+_data_empty = partial(refuse, "data-empty", because="there is nothing to train on", fix="fill it, or set another path")
 
 READ_WHOLE = 16 * 2**20  # bytes: what takes less, on the disk and as rows, is read to the end while planning
 PEEK_ROWS = 100
@@ -69,7 +72,7 @@ def look_at_data(name: str, source: Source, stage: str, options: Sequence[Path] 
     if not source.path:  # an empty one would be the folder that the command is typed in: a variable of a shell, unset
         wrong = "no file is named" if source.origin == "file" else "nothing is named"
         where = read.unset(name) if source.path is None else setting
-        raise refuse("data-missing", where, wrong, hint="", known=", ".join(read.SUFFIXES))
+        raise _data_missing(where, wrong, hint="", known=", ".join(read.SUFFIXES))
     _refuse_unread(name, source)
     if source.origin == "hub":
         return _of_hub(name, source, setting)
@@ -80,32 +83,35 @@ def look_at_data(name: str, source: Source, stage: str, options: Sequence[Path] 
     if not found.first and found.broken:
         raise found.broken
     if not found.first:
-        raise refuse("data-empty", setting, f"there is no row in it ({found.bytes:,} bytes)")
+        raise _data_empty(setting, f"there is no row in it ({found.bytes:,} bytes)")
     return _facts(name, source, stage, found)
 
 
 def _refuse_unread(name: str, source: Source) -> None:
     """Raises UserError for what is said of the set and would be ignored."""
-    _refuse_unknown("unknown-column", f"data.sources.{name}.columns", source.columns, formats.STANDARD)
-    _refuse_unknown("unknown-tag", f"data.sources.{name}.tags", source.tags, formats.TAGS)
+    _refuse_unknown(f"data.sources.{name}.columns", source.columns, formats.STANDARD, "{instruction: question}")
+    _refuse_unknown(f"data.sources.{name}.tags", source.tags, formats.TAGS, "{role_tag: speaker}")
     if source.origin == "file" and source.rows is not None:
         wrong = "the rows of a file are counted"
-        raise refuse("data-origin", f"data.sources.{name}.rows={source.rows}", wrong, name=name)
+        raise _data_origin(f"data.sources.{name}.rows={source.rows}", wrong, name=name)
     if source.origin == "hub":
         return
     for key, nothing in (("subset", None), ("split", "train"), ("revision", None)):
         value = getattr(source, key)
         if value != nothing:
             wrong = f"its rows come from a {source.origin}"
-            raise refuse("data-origin", f"data.sources.{name}.{key}={value}", wrong, name=name)
+            raise _data_origin(f"data.sources.{name}.{key}={value}", wrong, name=name)
 
 
-def _refuse_unknown(rule: str, setting: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _refuse_unknown(setting: str, names: Iterable[str], known: Iterable[str], example: str) -> None:
     for unknown in sorted(set(names) - set(known)):
         what = setting.rpartition(".")[2].removesuffix("s")
-        hint = did_you_mean(unknown, known)
         raise refuse(
-            rule, f"{setting}={unknown}", f"there is no such {what}", known=", ".join(sorted(known)), hint=hint
+            f"unknown-{what}",
+            f"{setting}={unknown}",
+            f"there is no such {what}",
+            because=f"the standard {what}s are {', '.join(sorted(known))}",
+            fix=f"{did_you_mean(unknown, known)}write the standard name first, as in {example}",
         )
 
 
@@ -115,7 +121,13 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
     hub.check_id(source.path, setting)
     if source.format == "auto":
         where = f"data.sources.{name}.format=auto"
-        raise refuse("hub-undeclared", where, "the columns are not known before the set is read", name=name)
+        raise refuse(
+            "hub-undeclared",
+            where,
+            "the columns are not known before the set is read",
+            because="a plan needs no network, so the option says what the set's page shows",
+            fix="set it (the set's page shows the columns), or download the set and use data=file",
+        )
     format = FORMATS[source.format]
     return DataFacts(
         **_as_said(source),
@@ -149,7 +161,7 @@ def _missing(given: str, path: Path, setting: str, options: Sequence[Path]) -> U
     hint = _beside_option(given, key, options) or (_PATTERNS if _PATTERN.search(given) else read.near(path))
     hint = hint or _of_hub_instead(given, key.removesuffix(".path"))
     tried = "there is no such file" if path.is_absolute() else f"there is no such file as {path.absolute()}"
-    return refuse("data-missing", setting, tried, hint=hint, known=", ".join(read.SUFFIXES))
+    return _data_missing(setting, tried, hint=hint, known=", ".join(read.SUFFIXES))
 
 
 def _beside_option(given: str, key: str, options: Sequence[Path]) -> str:
@@ -161,15 +173,27 @@ def _beside_option(given: str, key: str, options: Sequence[Path]) -> str:
 
 def _look_at_files(given: str, stage: str, setting: str, options: Sequence[Path]) -> _Found:
     if given == _STDIN:
-        raise refuse("data-stdin", setting, "rows are not read from standard input")
+        raise refuse(
+            "data-stdin",
+            setting,
+            "rows are not read from standard input",
+            because="the rows are read more than once, to plan and to train, and their content is part of the plan",
+            fix="write them to a file first, as in: … > rows.jsonl",
+        )
     if _URL.match(given):
-        raise refuse("data-url", setting, "a URL is not read")
+        raise refuse(
+            "data-url",
+            setting,
+            "a URL is not read",
+            because="a plan reads what is on this machine",
+            fix="download it first, and name the file; a set of the hub is named by its id",
+        )
     path = source_path(given, stage)
     if not path.exists() and not path.is_symlink():
         raise _missing(given, path, setting, options)
     files = read.files(path)
     if not files:
-        raise refuse("data-empty", setting, "there is no file in it")
+        raise _data_empty(setting, "there is no file in it")
     sizes = {file: file.stat().st_size for file in files}
     mended = read.Mended()
     seen = _walk(read.rows(path, mended=mended), READ_WHOLE if sum(sizes.values()) <= READ_WHOLE else 0)
@@ -356,7 +380,13 @@ def _no_format(
     name: str, source: Source, stage: str, wrong: str, *, hint: str = "", example: str = _EXAMPLE
 ) -> UserError:
     where = f"data.sources.{name}.format={source.format}"
-    return refuse("data-format", where, wrong, known=_known_formats(stage), name=name, hint=hint, example=example)
+    return refuse(
+        "data-format",
+        where,
+        wrong,
+        because=f"a format is known by its columns ({_known_formats(stage)})",
+        fix=f"{hint}map yours, as in data.sources.{name}.columns='{example}'",
+    )
 
 
 def _listed(columns: set[str]) -> str:
@@ -417,4 +447,26 @@ def _formats(stage: str) -> list[tuple[str, formats.Format]]:
 def _known_formats(stage: str) -> str:
     return "; ".join(
         f"{name}: {' or '.join(', '.join(columns) for columns in format.needs)}" for name, format in _formats(stage)
+    )
+
+
+def _data_missing(setting: str, wrong: str, hint: str, known: str) -> UserError:
+    return refuse(
+        "data-missing",
+        setting,
+        wrong,
+        because="there is nothing to train on",
+        fix=f"{hint}set the path of a file ({known}, or one of them compressed) or of a folder of these",
+    )
+
+
+def _data_origin(setting: str, wrong: str, name: str) -> UserError:
+    return refuse(
+        "data-origin",
+        setting,
+        wrong,
+        because=(
+            "only the hub has subsets, splits, revisions and rows that nobody has counted, and the key would be ignored"
+        ),
+        fix=f"remove it, or set data.sources.{name}.origin=hub",
     )

@@ -4,10 +4,18 @@ Whether the names are known is found out in the child: the library takes seconds
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 from factory.config.refusal import refuse
 from factory.plan.facts import HarnessFacts
+
+_harness_path = partial(
+    refuse,
+    "harness-path",
+    because="tasks are read from .yaml files in that folder and in the folders within it",
+    fix=("set evaluate.harness_path to the folder of your task files, or leave it out for the library's own"),
+)
 
 _READ = (".yaml", ".py")  # what the library reads of a folder: the tasks, and the functions that they name
 
@@ -16,9 +24,9 @@ def look_at_harness(path: str) -> HarnessFacts:
     """Raises UserError where the folder holds no task file."""
     setting, folder = f"evaluate.harness_path={path}", Path(path)
     if not folder.is_dir():
-        raise refuse("harness-path", setting, "there is no such folder")
+        raise _harness_path(setting, "there is no such folder")
     if not any(file.suffix == ".yaml" for file in _files(folder)):
-        raise refuse("harness-path", setting, "it holds no .yaml file")
+        raise _harness_path(setting, "it holds no .yaml file")
     return HarnessFacts(path=str(folder.absolute()), sha256=digest(folder))
 
 

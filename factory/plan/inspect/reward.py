@@ -1,5 +1,6 @@
 """A saved reward model: where its files are, whether it is an adapter, what it was trained on."""
 
+from functools import partial
 from pathlib import Path
 
 from factory.config.parsed import yaml_of
@@ -10,6 +11,13 @@ from factory.plan.facts import RewardFacts
 from factory.plan.inspect.model import fingerprint_of, head_shapes, local, look_at_adapter, safetensors_shapes
 from factory.run.folder import RunFolder, is_mlflow_id, read_json
 from factory.tracking import from_mlflow
+
+_reward_model_missing = partial(
+    refuse,
+    "reward-model-missing",
+    because="its adapter or weights and its score head are read from there",
+    fix="name a finished run of stage=rm, as in stage.reward_model=outputs/DATE/TIME",
+)
 
 _WEIGHTS = "model*.safetensors"
 
@@ -26,9 +34,9 @@ def look_at_saved_reward(folder: Path, asked: str) -> RewardFacts:
     setting = f"stage.reward_model={asked}"
     run = RunFolder(folder)
     if not folder.is_dir():
-        raise refuse("reward-model-missing", setting, "there is no such folder")
+        raise _reward_model_missing(setting, "there is no such folder")
     if run.plan.is_file() and not run.model.is_dir():
-        raise refuse("reward-model-missing", setting, "its run has not saved a model")
+        raise _reward_model_missing(setting, "its run has not saved a model")
     model = run.model if run.model.is_dir() else folder
     base = _trained_on(RunFolder(model.parent).plan)
     if (model / "adapter_config.json").is_file():
@@ -44,7 +52,7 @@ def look_at_saved_reward(folder: Path, asked: str) -> RewardFacts:
         )
     config, weights = read_json(model / "config.json"), sorted(model.glob(_WEIGHTS))
     if config is None or not weights:
-        raise refuse("reward-model-missing", setting, "there is neither an adapter nor a model in it")
+        raise _reward_model_missing(setting, "there is neither an adapter nor a model in it")
     trained = head_shapes(model, asked)
     files = [model / "config.json", *weights, *sorted(model.glob(heads.FILES))]
     return RewardFacts(
@@ -73,4 +81,4 @@ def _of_run(run_id: str, tracking: Tracking) -> Path:
         return from_mlflow.folder_of_id(run_id, tracking.mlflow)
     except from_mlflow.Unknown as unknown:
         wrong = f"there is no such folder, and {unknown}"
-        raise refuse("reward-model-missing", f"stage.reward_model={run_id}", wrong) from None
+        raise _reward_model_missing(f"stage.reward_model={run_id}", wrong) from None

@@ -38,17 +38,20 @@ def walked(model: ModelFacts, *, trust_remote_code: bool) -> Architecture:
     }
     kind = str(model.config.get("model_type"))
     if many := _too_many(model.config):
-        raise refuse("unknown-architecture", f"model_type={kind}", f"{many} is beyond any model", hint="")
+        raise _unknown_architecture(f"model_type={kind}", f"{many} is beyond any model", hint="")
     answer = _ask("architecture", asked)
     if answer["problem"] == "code":
         raise refuse(
             "remote-code",
             "model.trust_remote_code=false",
             f"{kind} is code that comes with the model, not transformers'",
+            because="somebody else's code would run on this machine",
+            fix="read that code, then set model.trust_remote_code=true",
+            machine=True,
         )
     if answer["problem"]:
         hint = did_you_mean(kind, FAMILIES)
-        raise refuse("unknown-architecture", f"model_type={kind}", answer["problem"], hint=hint)
+        raise _unknown_architecture(f"model_type={kind}", answer["problem"], hint=hint)
     return Architecture.from_json(answer["found"])
 
 
@@ -69,7 +72,13 @@ def _too_many(config: dict[str, Any]) -> str | None:
 def gguf_config(model: ModelFacts) -> dict[str, Any]:
     answer = _ask("gguf", {"path": model.path, "fingerprint": model.fingerprint})
     if answer["problem"]:
-        raise refuse("model-broken", f"model.path={model.path}", answer["problem"])
+        raise refuse(
+            "model-broken",
+            f"model.path={model.path}",
+            answer["problem"],
+            because="it would fail, or load as noise, after everything else was done",
+            fix="download or copy the file again",
+        )
     return answer["found"]
 
 
@@ -95,3 +104,13 @@ def _ask(what: str, asked: dict[str, Any]) -> dict[str, Any]:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(kept, lines[-1])
     return answer
+
+
+def _unknown_architecture(setting: str, wrong: str, hint: str) -> UserError:
+    return refuse(
+        "unknown-architecture",
+        setting,
+        wrong,
+        because="parameters and memory could not be estimated, nor the model be built",
+        fix=f"{hint}use a newer transformers, or another model",
+    )

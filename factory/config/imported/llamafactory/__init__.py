@@ -1,6 +1,7 @@
 """A config of LLaMA-Factory as a command line of Factory: key by key from a table, the few choices in code."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from factory.config.imported.said import Said, text_of
 from factory.config.parsed import NamedTwice, yaml_of
 from factory.config.refusal import UserError, refuse
 from factory.plan.plan import Verb
+
+_import_config = partial(
+    refuse,
+    "import-config",
+    because="it is read as a config of LLaMA-Factory (YAML or JSON)",
+    fix="give it a file that `llamafactory-cli` takes, to train, to export, to chat or to eval",
+)
 
 # each says into what is said, and gives the keys that it has read; what is said first decides what others mean
 _Choice = Callable[[Mapping[str, Any], Said, Path], Iterator[str]]
@@ -73,13 +81,13 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         given = yaml_of(file.read_text(encoding="utf-8"), once_each=True)
     except NamedTwice as error:  # LLaMA-Factory reads no such file either
-        raise refuse("import-config", str(file), f"it {error}; take one of the lines out") from None
+        raise _import_config(str(file), f"it {error}; take one of the lines out") from None
     except (OSError, ValueError) as error:
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         wrong = _UNREAD.get(type(error)) or f"it cannot be read ({why[:200]})"
-        raise refuse("import-config", str(file), wrong) from None
+        raise _import_config(str(file), wrong) from None
     if given is None:
-        raise refuse("import-config", str(file), "there is nothing in it")
+        raise _import_config(str(file), "there is nothing in it")
     if not isinstance(given, dict) or not {"stage", "finetuning_type", "model_name_or_path"} & given.keys():
-        raise refuse("import-config", str(file), "it has none of stage, finetuning_type and model_name_or_path")
+        raise _import_config(str(file), "it has none of stage, finetuning_type and model_name_or_path")
     return {str(name): value for name, value in given.items()}

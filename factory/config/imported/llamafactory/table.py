@@ -59,7 +59,13 @@ def refuse_misspelt(given: Mapping[str, Any], file: Path, *, exam: bool) -> None
     meant = {name: _meant(name) for name in given if name not in known}
     wrong = "LLaMA-Factory 0.9 has no such key"
     found = [
-        refusal("import-key", f"{name}={plain(given[name])}", wrong, meant=near, file=file)
+        refusal(
+            "import-key",
+            f"{name}={plain(given[name])}",
+            wrong,
+            because="the command would not say it, and train with the default of the key that was meant",
+            fix=f"did you mean {near}? Correct it in {file}; of a newer version's key, delete the line",
+        )
         for name, near in meant.items()
         if near
     ]

@@ -62,7 +62,13 @@ def stage_of(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
 def _method(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     kind = text_of(given.get("finetuning_type", "lora"))
     if kind not in _TYPES:
-        raise refuse("import-config", str(file), f"finetuning_type={kind} is none of {', '.join(_TYPES)}")
+        raise refuse(
+            "import-config",
+            str(file),
+            f"finetuning_type={kind} is none of {', '.join(_TYPES)}",
+            because="it is read as a config of LLaMA-Factory (YAML or JSON)",
+            fix="give it a file that `llamafactory-cli` takes, to train, to export, to chat or to eval",
+        )
     method = kind
     if method == "full":
         method = next((ours for name, ours in _OPTIMIZED.items() if given.get(name)), "full")
