@@ -34,7 +34,7 @@ pytest_plugins = ["boards"]  # fixtures of a folder's own conftest.py would hide
 # left. Those that start processes of their own (the first, the fifth …) stand apart: two at once wait for each other.
 LONGEST = (
     "run/test_launch.py",
-    "compile/test_rules.py",
+    "plan/test_rules.py",
     "estimate/test_step.py",
     "export/test_own_base.py",
     "test_compatibility.py",
@@ -44,10 +44,10 @@ LONGEST = (
     "stages/test_judged_runs.py",
     "ranks/test_launched.py",
     "test_dead_keys.py",
-    "compose/test_compose.py",
+    "config/test_compose.py",
     "run/test_chain.py",
     "stages/test_rm.py",
-    "look/test_walked.py",
+    "plan/inspect/test_walked.py",
     "stages/test_ppo.py",
     "rollouts/test_roles.py",
     "run/test_sweep.py",

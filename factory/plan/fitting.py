@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import ceil, inf
 
 from factory.config.refusal import Refusal, refusal
 from factory.config.typed import plain
@@ -95,7 +96,14 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
     if (chosen := made.steps.patch.activation_checkpointing) == first:
         return made
     if not case.traits.remote_code:  # which may know all layers or none
-        made = _of_fewest_layers(made, choices.layers(case), fits, lambda few: make(_recomputing(case, chosen, few)))
+        limit = inf if there is None else _FILLED * there
+        made = _of_fewest_layers(
+            made,
+            choices.layers(case),
+            kept=kept,
+            limit=limit,
+            make=lambda few: make(_recomputing(case, chosen, few)),
+        )
     few = made.steps.patch.recomputed_layers
     said = f"{plain(chosen)} for the first {few} of {choices.layers(case)} layers" if few else plain(chosen)
     there = there or 0
@@ -105,15 +113,30 @@ def as_little_recomputed(case: Case, make: Callable[[Case], plan.Plan], *, train
 
 
 def _of_fewest_layers(
-    all_of_them: plan.Plan, layers: int, fits: Callable[[plan.Plan], bool], make: Callable[[int], plan.Plan]
+    most: plan.Plan,
+    layers: int,
+    *,
+    kept: int,
+    limit: float,
+    make: Callable[[int], plan.Plan],
 ) -> plan.Plan:
-    """By halving: the first layers are kept until the backward pass ends, so each that is recomputed leaves more."""
-    found, too_few = (layers, all_of_them), 0 if fits(all_of_them) else layers
-    while found[0] - too_few > 1:
-        few = (found[0] + too_few) // 2
+    """Return the plan that recomputes the fewest layers and fits into `limit` bytes, else `most`, which recomputes all.
+
+    `kept` are the bytes without recomputation. Each layer spares about as much as another, so the number to try
+    next is interpolated between the bounds.
+    """
+    low, high, found = (0, kept), (layers, most.estimate.memory.total), most
+    if high[1] > limit:
+        return most
+    while high[0] - low[0] > 1:
+        share = (low[1] - limit) / max(1, low[1] - high[1])
+        few = min(high[0] - 1, max(low[0] + 1, low[0] + ceil(share * (high[0] - low[0]))))
         made = make(few)
-        found, too_few = ((few, made), too_few) if fits(made) else (found, few)
-    return found[1]
+        if made.estimate.memory.total <= limit:
+            high, found = (few, made.estimate.memory.total), made
+        else:
+            low = (few, made.estimate.memory.total)
+    return found
 
 
 def _without_activations(made: plan.Plan) -> int:

@@ -1,4 +1,4 @@
-"""Growing the vocabulary of a tokenizer and of a model, as factory/plan/plan/vocabulary.py says."""
+"""Growing the vocabulary of a tokenizer and of a model, as factory/plan/vocabulary.py says."""
 
 from collections.abc import Iterator
 from math import sqrt
