@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from factory import __version__
-from factory.config import compose, schema
+from factory.config import compose
+from factory.config.keys import walk
 from factory.config.line import group_of, name_of
-from factory.config.meant import not_a_setting, setting_meant
 from factory.config.redact import redacting
 from factory.config.refusal import Refusal, UserError, did_you_mean, refuse
-from factory.config.typed import Reader, known_keys
+from factory.config.settings import Board, group
+from factory.config.suggest import not_a_setting, setting_meant
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.outlet import Unread, outlets
 from factory.plan.anew import compiled as _compiled
@@ -124,19 +125,17 @@ def board(arguments: list[str]) -> int:
     return 0
 
 
-def _of_board(composed: compose.Composed) -> schema.Board:
+def _of_board(composed: compose.Composed) -> Board:
     """Raises UserError: a password that cannot be read would be none."""
-    reader = Reader()
-    chosen = reader.record(schema.Board, composed.tree.get("board", {}), "board")
-    if problems := [*composed.problems, *reader.problems]:
-        raise UserError(*problems)
-    return chosen
+    if composed.problems:
+        raise UserError(*composed.problems)
+    return group(Board, "board", composed.tree.get("board", {}))
 
 
 def _without_password(problem: Refusal) -> Refusal:
     """What was given may be it, unless the key is another that there is; a parser's words repeat some of it."""
     name = name_of(problem.setting)
-    others = set(known_keys(schema.Board, "board")) - {"board.password"}
+    others = {key.path for key in walk(Board, "board")} - {"board.password"}
     if group_of(name) != "board" or name in others:
         return problem
     words = {"wrong": "its value cannot be read", "because": "Hydra reads some signs in it as its own"}

@@ -8,10 +8,11 @@ from typing import Any
 
 from factory import templates
 from factory.config import compose, groups, registry
+from factory.config.keys import Key, describe, walk
 from factory.config.parsed import yaml_of
 from factory.config.refusal import catalogue, did_you_mean, refuse
 from factory.config.settings import GROUPS, NAMED, all_keys, having
-from factory.config.typed import Key, describe, plain, walk_keys
+from factory.config.values import plain
 from factory.plan.diff import flat, shown
 from factory.verbs import OWN, READ_RUNS
 
@@ -139,7 +140,7 @@ def _key(key: Key) -> str:
     lines = [
         key.path,
         *(f"  {meaning}" for meaning in meanings(key)),
-        f"  type:     {describe(key.kind, key.limits)}",
+        f"  type:     {describe(key)}",
         f"  default:  {default(key.path)}",
     ]
     if some := owners(key.path):
@@ -170,7 +171,7 @@ def _meant(path: str) -> dict[str, list[str]]:
     """What a key says, with the methods or stages to which it does: a rank is not the same to all of them."""
     group, found = path.partition(".")[0], dict[str, list[str]]()
     for name in having(path) if group in NAMED else ():
-        keys = {each.path: each for each in walk_keys(registry.spec(NAMED[group], name).Settings, group)}
+        keys = {each.path: each for each in walk(registry.spec(NAMED[group], name).Settings, group)}
         found.setdefault(_said(keys[path]), []).append(name)
     return found
 
@@ -181,7 +182,7 @@ def _usual(group: str) -> str:
 
 
 def _said(key: Key) -> str:
-    return key.limits.doc if key.limits else ""
+    return key.description
 
 
 def owners(path: str) -> list[str]:

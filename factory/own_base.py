@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.parsed import json_of
-from factory.config.schema import Quantization
-from factory.config.typed import Reader, to_tree
+from factory.config.settings import Quantization
+from factory.config.values import record, to_tree
 from factory.plan.plan import Dtype
 
 FILE = "own_base.safetensors"
@@ -51,9 +51,10 @@ def said(header: dict[str, Any]) -> OwnBase | None:
         tree = json_of(header["__metadata__"][_SAID])
     except (KeyError, TypeError, ValueError):
         return None
-    reader = Reader()
-    found = reader.record(OwnBase, tree)
-    return None if reader.problems else found
+    try:
+        return record(OwnBase, tree)
+    except ValueError:
+        return None
 
 
 def save(folder: Path, taken: dict[str, tuple[Any, Any]], own: OwnBase) -> None:

@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import pretended
 
-from factory.config import compose, groups, registry, schema, settings
+from factory.config import compose, groups, registry, settings
+from factory.config.keys import walk
 from factory.config.refusal import catalogue
-from factory.config.typed import walk_keys
+from factory.config.settings import Compute, Precision, Quantization, Strategy
 from factory.plan.compiler import compile
 from factory.plan.facts import Facts
 from factory.plan.inspect import look
@@ -27,14 +28,14 @@ MODEL = ("model=smollm2_135m", "model.architecture.num_hidden_layers=4", "stage.
 
 def _choices(cls: type, name: str) -> tuple[Any, ...]:
     """The values of a key that is a choice, without null."""
-    kind = next(key for key in walk_keys(cls) if key.path == name).kind
+    kind = next(key for key in walk(cls) if key.path == name).kind
     if get_origin(kind) is not Literal:
         kind = next(each for each in get_args(kind) if get_origin(each) is Literal)
     return get_args(kind)
 
 
 def _quantizations() -> tuple[str, ...]:
-    libraries, bits = _choices(schema.Quantization, "method"), _choices(schema.Quantization, "bits")
+    libraries, bits = _choices(Quantization, "method"), _choices(Quantization, "bits")
     return ("none", *(f"{library} {count}" for library in libraries for count in bits))
 
 
@@ -42,13 +43,13 @@ def _quantizations() -> tuple[str, ...]:
 FACTORS: dict[str, tuple[str, ...]] = {
     "method": tuple(name for name in groups.options("method") if name != "none"),  # which trains nothing
     "stage": ("sft", *(name for name in registry.names("stages") if name != "sft")),
-    "precision": _choices(schema.Precision, "name"),
-    "attention": _choices(schema.Compute, "attention"),
-    "kernels": _choices(schema.Compute, "kernels"),
+    "precision": _choices(Precision, "name"),
+    "attention": _choices(Compute, "attention"),
+    "kernels": _choices(Compute, "kernels"),
     "quantization": _quantizations(),
     "packing": ("auto", "true", "false"),
     "checkpointing": ("false", "true", "selective"),
-    "strategy": get_args(schema.Strategy),
+    "strategy": get_args(Strategy),
     "device": ("cuda", "cpu"),
 }
 _MACHINES = {"cuda": "two gpus", "cpu": "cpu"}
@@ -77,12 +78,11 @@ def _of_stage(stage: str) -> compose.Composed:
 @cache
 def _facts(stage: str, device: str) -> Facts:
     with pretended.facts(_MACHINES[device]):
-        chosen, _, _ = _read(_of_stage(stage).tree)
-        return look(chosen, set(), training=False)
+        return look(_read(_of_stage(stage).tree), training=False)
 
 
-def _read(tree: dict[str, Any]) -> tuple[settings.Settings, list[Any], set[str]]:
-    return settings.read(tree, options={}, overrides=(), run_dir="somewhere")
+def _read(tree: dict[str, Any]) -> settings.Settings:
+    return settings.validate(tree, run_dir="somewhere")
 
 
 @cache
@@ -103,8 +103,7 @@ def verdict(given: Combination) -> tuple[str, ...]:
         library, _, bits = chosen["quantization"].partition(" ")
         own = tree["method"]["quantization"]
         own |= {"method": library, "bits": int(bits)} if bits else {"method": "bitsandbytes", "bits": None}
-    read, problems, bad = _read(tree)
-    made = compile(read, _facts(chosen["stage"], chosen["device"]), problems, bad, training=True)
+    made = compile(_read(tree), _facts(chosen["stage"], chosen["device"]), training=True)
     return () if isinstance(made, Plan) else tuple(sorted({refusal.rule for refusal in made}))
 
 

@@ -5,7 +5,6 @@ default shows once. What is machine's or a package's own, and long, is left out.
 """
 
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import pretended
 
 from factory.config.refusal import UserError
-from factory.config.typed import describe, plain, to_tree, walk_keys
+from factory.config.values import plain, to_tree
 from factory.plan.diff import flat
-from factory.plan.plan import VERSION, Plan
+from factory.plan.plan import Plan
 
 GOLDEN = Path(__file__).parent / "golden" / "plans"
-FIELDS = GOLDEN.parent / "plan_fields.txt"
 _LEFT_OUT = re.compile(
     r"version|overrides|packages\.|notes|warnings"  # said on lines of their own, or the machine's
     r"|load\.(config|path|fingerprint|adapter_fingerprint)\b|align\.sources\.\w+\.(path|sha256)"
@@ -131,23 +129,8 @@ def _shown(key: str, value: Any) -> str:
     return f"[{', '.join(map(plain, value))}]" if isinstance(value, list) else plain(value)
 
 
-def fields() -> str:
-    """Every key of plan.yaml with its type, and the version that has them."""
-    lines = [f"{found.path}: {describe(found.kind)}" for found in walk_keys(Plan)]
-    return "\n".join([f"version {VERSION}", *lines]) + "\n"
-
-
-def needs_a_version(golden: str) -> bool:
-    """Whether the plan's keys are not those of the golden file, and its version still is."""
-    (ours, _, now), (theirs, _, then) = fields().partition("\n"), golden.partition("\n")
-    return now != then and ours == theirs
-
-
 def write() -> None:
-    if FIELDS.is_file() and needs_a_version(FIELDS.read_text(encoding="utf-8")):
-        sys.exit("The plan has other keys: raise factory.plan.plan.VERSION and say in CHANGED what it changed.")
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    FIELDS.write_text(fields(), encoding="utf-8")
     for old in GOLDEN.glob("*.txt"):
         old.unlink()
     for name in LINES:

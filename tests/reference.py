@@ -9,8 +9,8 @@ from pathlib import Path
 
 from factory import cli, help, templates
 from factory.config import groups, models
+from factory.config.keys import Key, describe
 from factory.config.settings import all_keys
-from factory.config.typed import Key, describe
 from factory.verbs import OWN
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"

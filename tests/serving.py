@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from factory.config import compose, schema
+from factory.config import compose
+from factory.config.settings import Serve
 from factory.inference import asked
 from factory.inference.room import Room, opened
 from factory.inference.types import Done, Request, Token
@@ -56,7 +57,7 @@ class Serving:
 def serving(room: Room, settings: Any, key: str | None = None, **changes: Any) -> Iterator[Serving]:
     from factory.serve.run import listening, server
 
-    asked: schema.Serve = replace(settings.serve, port=0, **changes)
+    asked: Serve = settings.serve.model_copy(update={"port": 0, **changes})
     with listening(asked) as at:
         made = server(room, settings.generation, asked, key)
         thread = threading.Thread(target=made.run, kwargs={"sockets": [at]}, daemon=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from conftest import compiled
 
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.evaluation import rows
 from factory.execute.report import as_json, blank
 from factory.plan.plan import Plan, to_yaml

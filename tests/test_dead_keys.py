@@ -15,10 +15,11 @@ import pytest
 
 import factory
 from factory import cli
-from factory.config import compose, models, registry, schema
+from factory.config import compose, models, registry
+from factory.config.keys import Key, walk
 from factory.config.refusal import UserError
-from factory.config.settings import NAMED, all_keys
-from factory.config.typed import Key, to_tree, walk_keys
+from factory.config.settings import NAMED, Method, Stage, all_keys
+from factory.config.values import to_tree
 from factory.plan import plan
 from factory.plan.inspect import model
 from factory.plan.plan import Plan
@@ -39,9 +40,9 @@ def _contexts() -> Iterator[tuple[tuple[str, ...], Key]]:
         if found.path.partition(".")[0] not in NAMED and found.path not in SCREENS:
             yield BASE, found
     for group, kind in NAMED.items():
-        common = {field.name for field in dataclasses.fields({"method": schema.Method, "stage": schema.Stage}[group])}
+        common = set({"method": Method, "stage": Stage}[group].model_fields)
         for name in registry.names(kind):
-            for found in walk_keys(registry.spec(kind, name).Settings, group):
+            for found in walk(registry.spec(kind, name).Settings, group):
                 if name in ("lora", "sft") or found.path.split(".")[1] not in common:
                     yield (f"{group}={name}", *pretended.NEEDS.get(name, ()), *BASE), found
 

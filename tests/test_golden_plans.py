@@ -17,10 +17,3 @@ def test_each_command_line_has_its_file_and_is_legal_unless_it_says_so() -> None
     for name, text in files.items():
         assert ("\n[" in text) == name.startswith("refused"), name
         assert "/tmp" not in text and str(plans.GOLDEN.parents[2]) not in text, name
-
-
-def test_a_plan_with_other_keys_has_another_version() -> None:
-    golden = plans.FIELDS.read_text(encoding="utf-8")
-    assert not plans.needs_a_version(golden), "raise factory.plan.plan.VERSION and say in CHANGED what it changed"
-    assert plans.fields() == golden, AGAIN
-    assert plans.needs_a_version(golden.replace("seed: ", "sead: "))

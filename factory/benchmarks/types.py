@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from factory.config.parsed import yaml_of
-from factory.config.typed import Reader
+from factory.config.values import record
 
 LETTERS = ("A", "B", "C", "D")
 Average = Literal["micro", "macro"]  # over questions, over subjects
@@ -65,10 +65,8 @@ class Benchmark:
 @cache
 def benchmark(name: str) -> Benchmark:
     """One of NAMES."""
-    reader = Reader()
     tree = yaml_of((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    made: Benchmark = reader.record(Benchmark, tree, name)
-    assert not reader.problems, "\n".join(str(problem) for problem in reader.problems)
+    made = record(Benchmark, tree)
     assert made.names is None or set(made.names) == set(made.subjects), name
     return made
 

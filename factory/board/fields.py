@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from factory.config import groups, registry, settings
+from factory.config.keys import Key, Phrase, describe, walk
 from factory.config.line import spelt
-from factory.config.typed import Key, Phrase, describe, plain, walk_keys
+from factory.config.values import plain
 
 Kind = Literal["flag", "choice", "several", "text"]
 # what has a form
@@ -36,11 +37,11 @@ class Field:
 
     @property
     def doc(self) -> str:
-        return self.key.limits.doc if self.key.limits else ""
+        return self.key.description
 
     def type(self, phrase: Phrase = str) -> str:
         """In words."""
-        return describe(self.key.kind, self.key.limits, phrase)
+        return describe(self.key, phrase)
 
 
 def fields(group: str, tree: dict[str, Any]) -> list[Field]:
@@ -51,8 +52,8 @@ def fields(group: str, tree: dict[str, Any]) -> list[Field]:
 
 def _keys(group: str, tree: dict[str, Any]) -> Iterator[Key]:
     if group in settings.NAMED:
-        return walk_keys(registry.spec(settings.NAMED[group], tree[group]["name"]).Settings, group)
-    return walk_keys(settings.GROUPS[group], group)
+        return walk(registry.spec(settings.NAMED[group], tree[group]["name"]).Settings, group)
+    return walk(settings.GROUPS[group], group)
 
 
 def at(tree: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ from factory.board.runs import Runs
 from factory.board.votes import Votes
 from factory.config.redact import without_secrets
 from factory.config.refusal import UserError, refusal, refuse
-from factory.config.schema import Board
+from factory.config.settings import Board
 from factory.run.folder import OUTPUTS, SWEEPS, unwritable
 from factory.serve.guard import App, Receive, Scope, Send, by_own_name, is_own
 from factory.stopping import answer

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from factory.config import schema
-from factory.config.refusal import did_you_mean
-from factory.config.typed import Reader, plain, to_tree
+from factory.config.refusal import UserError, did_you_mean
+from factory.config.settings import Generation, group
+from factory.config.values import plain, to_tree
 from factory.data.record import Message, ToolCall
 from factory.data.tools import bare
 from factory.inference.calls import open_call
@@ -36,7 +36,7 @@ class Wrong(ValueError):
 class Talk:
     """`sides`: what each model has seen, in the models' order: the questions are the same, the answers their own."""
 
-    generation: schema.Generation
+    generation: Generation
     system: str | None
     count: int = 1
     tools: tuple[dict[str, Any], ...] = ()
@@ -110,10 +110,10 @@ class Talk:
                 hint = did_you_mean(name, values)
                 raise Wrong(f"{word} is none of KEY=VALUE with {', '.join(values)}; {hint}".rstrip("; "))
             values[name] = None if value == "null" else [value] if name == "stop" else value
-        reader = Reader()
-        made = reader.record(schema.Generation, values, "generation")
-        if reader.problems:
-            raise Wrong(f"{reader.problems[0].setting}: {reader.problems[0].wrong}")
+        try:
+            made = group(Generation, "generation", values)
+        except UserError as error:
+            raise Wrong(f"{error.refusals[0].setting}: {error.refusals[0].wrong}") from None
         self.generation = made
         return "  ".join(f"{name}={plain(value)}" for name, value in to_tree(made).items())
 

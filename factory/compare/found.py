@@ -13,7 +13,7 @@ from typing import Any
 from factory.compare import runs
 from factory.compare.runs import Run, Status
 from factory.config.refusal import UserError, first_line, refuse
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.config.words import ends
 from factory.execute.__main__ import REFUSED
 from factory.plan.plan import read_plan

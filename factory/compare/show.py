@@ -9,8 +9,8 @@ from factory.compare import written
 from factory.compare.comparison import Comparison, compared
 from factory.compare.found import asked, found
 from factory.compare.page import page
-from factory.config import schema
 from factory.config.refusal import refuse
+from factory.config.settings import Compare, Tracking
 from factory.run.folder import write_whole
 
 _FILE_WIDTH = 160  # columns of a text that goes to a file
@@ -24,7 +24,7 @@ SUFFIXES = {
 }
 
 
-def show(words: Sequence[str], wanted: schema.Compare, tracking: schema.Tracking) -> int:
+def show(words: Sequence[str], wanted: Compare, tracking: Tracking) -> int:
     """Finds the runs, compares them, and prints or writes it. Raises UserError."""
     form = chosen(wanted)
     made = compared(found(asked(words), tracking))
@@ -39,7 +39,7 @@ def show(words: Sequence[str], wanted: schema.Compare, tracking: schema.Tracking
     return 0
 
 
-def chosen(wanted: schema.Compare) -> str:
+def chosen(wanted: Compare) -> str:
     """The format, by the name of the file where it is not set. Raises UserError where nothing can be written there."""
     suffix = Path(wanted.out).suffix.lower() if wanted.out else ""
     by_name = next((form for form, ends in SUFFIXES.items() if suffix in ends), None)

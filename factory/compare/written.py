@@ -10,7 +10,7 @@ from typing import Any
 
 from factory.compare.columns import decimals
 from factory.compare.comparison import Comparison
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.evaluation.rows import Compared
 from factory.plan import diff
 from factory.plan.keys import as_set

@@ -9,14 +9,13 @@ set a .txt file's documents apart: there each line is one.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from factory.config.parsed import NamedTwice, once
 from factory.config.refusal import UserError, did_you_mean, refuse
-from factory.config.schema import Format, Source
+from factory.config.settings import Format, Source
 from factory.data import read
 
 _catalogue_broken = partial(
@@ -105,7 +104,7 @@ def expand(selected: dict[str, Source], names: Sequence[str]) -> dict[str, Sourc
             if source.path is None:
                 raise _catalogue_missing(read.unset(name), "no catalogue is named", hint="")
             more = {
-                each: replace(entry, **_changed(source, set_of.get(each, source)))
+                each: entry.model_copy(update=_changed(source, set_of.get(each, source)))
                 for each, entry in sources(source.path, names).items()
             }
         if twice := found.keys() & more.keys():
@@ -133,7 +132,7 @@ def _set_of(selected: dict[str, Source], names: Sequence[str]) -> dict[str, Sour
 
 
 def _changed(source: Source, other: Source) -> dict[str, Any]:
-    pairs = {field.name: (getattr(source, field.name), getattr(other, field.name)) for field in fields(Source)}
+    pairs = {name: (getattr(source, name), getattr(other, name)) for name in Source.model_fields}
     return {name: after for name, (before, after) in pairs.items() if before != after}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import factory
 from factory import cache as cache_folder
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.estimate import speed
 from factory.plan.plan import Plan, Range
 from factory.schedules import total_steps

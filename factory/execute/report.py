@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 from factory.config.redact import without_secrets
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.config.words import size
 from factory.estimate.memory import READING
 from factory.estimate.runtime import LIBRARY_PAGES

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from factory.config.own import without_place
-from factory.config.typed import plain
+from factory.config.values import plain
 from factory.export import spec
 from factory.export.reading import code, reading
 from factory.plan.plan import Plan, PlannedSource, read_plan

@@ -5,7 +5,7 @@ from typing import Any
 
 from factory.config.hub import lost
 from factory.config.refusal import UserError, refuse
-from factory.config.typed import plain
+from factory.config.values import plain
 from factory.plan.plan import Export
 
 _OF_NEW = {".gitattributes", "README.md"}  # what a repository may hold that nobody has uploaded to

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import own_base
-from factory.config import schema
+from factory.config import settings
 from factory.config.refusal import refuse
 from factory.data.record import BadRow
 from factory.execute.context import Run
@@ -60,7 +60,7 @@ def behind(adapters: Iterable[str]) -> dict[str, str]:
 class Opening(Run):
     """The walk of a plan that ends in a room. It writes no files: what it tells goes to `tell`."""
 
-    engine: schema.Engine
+    engine: settings.Engine
     adapters: dict[str, str]  # further ones: folders by name
     tell: Callable[[str], None]
 
@@ -136,7 +136,9 @@ class Room:
             stream.close()
 
 
-def opened(plan: Plan, engine: schema.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]) -> Room:
+def opened(
+    plan: Plan, engine: settings.Engine, adapters: dict[str, str], name: str, tell: Callable[[str], None]
+) -> Room:
     """Walks the plan. Raises UserError."""
     _share_a_base(adapters, plan)
 

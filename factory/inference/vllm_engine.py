@@ -6,8 +6,8 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from factory.config import schema
 from factory.config.refusal import first_line, refuse
+from factory.config.settings import Engine
 from factory.inference.scheduler import Lane, Scheduled, Scheduler
 from factory.inference.types import Done, Request, Seen, Ticket, Token, Unable
 from factory.plan.inspect.model import look_at_adapter
@@ -102,7 +102,7 @@ class Vllm(Scheduled):
 
     grammars = sees = False
 
-    def __init__(self, path: str, plan: Plan, asked: schema.Engine, adapters: dict[str, str], context: int):
+    def __init__(self, path: str, plan: Plan, asked: Engine, adapters: dict[str, str], context: int):
         from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 

@@ -5,37 +5,47 @@ from pathlib import Path
 from typing import Any
 
 from factory.config import compose, settings
-from factory.config.line import name_of
 from factory.config.refusal import UserError
 from factory.config.settings import Settings
-from factory.data import known
+from factory.data import catalogue, known
 from factory.plan.compiler import compile
 from factory.plan.facts import Facts
 from factory.plan.inspect import asked, look
 from factory.plan.plan import Plan, Verb
 
-Look = Callable[[Settings, set[str]], Facts]
+Look = Callable[[Settings], Facts]
 
 
 def compiled(composed: compose.Composed, *, training: bool, verb: Verb = "train", facts: Look | None = None) -> Plan:
     """The plan of a composed tree. Raises UserError with every problem there is."""
-    chosen, problems, bad_keys = settings.read(
-        composed.tree,
-        options=composed.options,
-        overrides=composed.overrides,
-        run_dir=composed.run_dir,
-        config_dirs=tuple(str(Path(folder).absolute()) for folder in composed.config_dirs),
-        bad_groups=composed.bad_groups,
-        verb=verb,
-    )
-    bad_keys |= {name_of(problem.setting) for problem in composed.problems}
-    found = facts(chosen, bad_keys) if facts else look(chosen, bad_keys, training=training)
+    chosen = settings_of(composed, verb)
+    found = facts(chosen) if facts else look(chosen, training=training)
     if composed.awaited is not None:
         chosen, found = composed.awaited(chosen, found)
-    made = compile(chosen, found, [*composed.problems, *problems], bad_keys, training=training)
+    made = compile(chosen, found, training=training)
     if isinstance(made, list):
         raise UserError(*made)
     return known.exact(made)
+
+
+def settings_of(composed: compose.Composed, verb: Verb = "train") -> Settings:
+    """Return the validated settings of a composed tree. Raises UserError with every problem there is."""
+    tree = {**composed.tree, "data": catalogue.with_entries(composed.tree.get("data", {}))}
+    problems = composed.problems
+    try:
+        chosen = settings.validate(
+            tree,
+            options=composed.options,
+            overrides=composed.overrides,
+            run_dir=composed.run_dir,
+            config_dirs=tuple(str(Path(folder).absolute()) for folder in composed.config_dirs),
+            verb=verb,
+        )
+    except UserError as error:
+        raise UserError(*problems, *error.refusals) from None
+    if problems:
+        raise UserError(*problems)
+    return chosen
 
 
 class Anew:
@@ -56,10 +66,10 @@ class Anew:
         """Raises UserError."""
         return compiled(composed, training=False, facts=self._look)
 
-    def _look(self, chosen: Settings, bad_keys: set[str]) -> Facts:
-        question = asked(chosen, bad_keys)
+    def _look(self, chosen: Settings) -> Facts:
+        question = asked(chosen)
         found = next((facts for other, facts in self._looked if other == question), None)
         if found is None:
-            found = look(chosen, bad_keys, training=False)
+            found = look(chosen, training=False)
             self._looked.append((question, found))
         return found

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from factory import cache
-from factory.config.schema import Quantization
-from factory.config.typed import plain, to_tree
+from factory.config.settings import Quantization
+from factory.config.values import plain, to_tree
 from factory.own_base import FILE as OWN_BASE
 from factory.own_base import OwnBase
 from factory.plan.plan import Dtype

@@ -1,22 +1,21 @@
 """What `auto` means, of each key that can be left to the compiler: for rules and plan alike."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
 from math import inf
 from typing import Any, Literal
 
 from factory.architecture import text_numbers
 from factory.attention import FLASH, JOINING, PER_DOCUMENT, VARLEN
-from factory.config import registry, schema
-from factory.config.settings import Settings
-from factory.config.typed import to_tree
+from factory.config import registry
+from factory.config.settings import Settings, Stage
+from factory.config.values import to_tree
 from factory.kernels import without_liger
 from factory.plan.facts import Gpu
 from factory.plan.plan import Recomputed, Verb
 from factory.plan.rule import Case
 from factory.quantizers.checkpoint import in_half
 
-SHARED = {field.name for field in fields(schema.Stage)}  # the keys that every stage has
+SHARED = set(Stage.model_fields)  # the keys that every stage has
 WRITES: tuple[Verb, ...] = ("chat", "serve")
 MAX_LENGTH = 1024  # what data.max_length=auto means where the context allows it
 FLASH_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
@@ -311,7 +310,7 @@ def context_length(case: Case) -> int | None:
 def max_length(case: Case, context: int) -> int:
     """Tokens of a sequence; where a stage samples answers, without these, which the context must hold too."""
     asked, new = case.settings.data.max_length, registry.hook(case.stage_spec, "new_tokens")
-    room = context - new(asdict(case.settings.stage)) if new else context
+    room = context - new(case.settings.stage.model_dump()) if new else context
     return max(1, min(MAX_LENGTH, room)) if asked == "auto" else asked
 
 

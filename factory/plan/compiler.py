@@ -14,7 +14,7 @@ from factory.config.hub import COMMIT
 from factory.config.line import name_of
 from factory.config.refusal import Refusal, UserError, refusal
 from factory.config.settings import Settings
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.config.words import size
 from factory.estimate import speed
 from factory.estimate.memory import offloaded, on_host
@@ -50,19 +50,14 @@ PRECISIONS: dict[str, Numbers] = {
 }
 
 
-def compile(
-    settings: Settings, facts: Facts, problems: list[Refusal], bad_keys: set[str], *, training: bool
-) -> plan.Plan | list[Refusal]:
+def compile(settings: Settings, facts: Facts, *, training: bool) -> plan.Plan | list[Refusal]:
     """The plan, or every refusal. What only this machine lacks is a warning unless `training`."""
     case, found = _case(settings, facts)
-    found = [*problems, *facts.problems, *found]
-    if settings.method is not None or settings.stage is not None:
-        rules = rules_for(settings.method and settings.method.name, settings.stage and settings.stage.name)
-        if settings.verb == "export":
-            rules = (*rules, *exporting.RULES)
-        found += [
-            refusal for rule in rules if rule.applies(bad_keys, case) and (refusal := rule.check(case)) is not None
-        ]
+    found = [*facts.problems, *found]
+    rules = rules_for(settings.method.name, settings.stage.name)
+    if settings.verb == "export":
+        rules = (*rules, *exporting.RULES)
+    found += [refusal for rule in rules if rule.applies(case) and (refusal := rule.check(case)) is not None]
     refusals = [refusal for refusal in found if training or not refusal.machine]
     if refusals or not case.known:
         return refusals or found
@@ -91,10 +86,11 @@ def _case(settings: Settings, facts: Facts) -> tuple[Case, list[Refusal]]:
 
 def _going_on(settings: Settings, facts: Facts) -> Settings:
     """With what a saved adapter says of its shapes, where its method asks."""
-    if settings.method is None or facts.model is None or facts.model.adapter is None:
+    if facts.model is None or facts.model.adapter is None:
         return settings
     own = registry.hook(registry.spec("methods", settings.method.name), "going_on")
-    return replace(settings, method=own(settings.method, facts.model.adapter.config)) if own else settings
+    changed = own(settings.method, facts.model.adapter.config) if own else settings.method
+    return settings.model_copy(update={"method": changed})
 
 
 def _model_name(settings: Settings) -> str:

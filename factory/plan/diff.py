@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.refusal import refuse
-from factory.config.typed import plain, to_tree
+from factory.config.values import plain, to_tree
 from factory.execute.verify import matter
 from factory.plan.plan import Plan, read_plan
 from factory.run.folder import RunFolder, is_mlflow_id

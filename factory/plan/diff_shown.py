@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Any
 
-from factory.config.typed import whole
+from factory.config.values import whole
 from factory.config.words import duration, rate, size
 from factory.plan.diff import ABSENT, Difference, Differences, shown, verdict
 from factory.plan.keys import as_set

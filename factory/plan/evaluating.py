@@ -4,15 +4,14 @@ from collections import Counter
 from typing import Any
 
 from factory import templates
-from factory.config import schema
-from factory.config.settings import Settings
+from factory.config.settings import Evaluate, Settings
 from factory.evaluation import spec
 from factory.plan import choices, heads
 from factory.plan.facts import Machine
 from factory.plan.rule import Case, Rule
 
 
-def stride(asked: schema.Evaluate, length: int) -> int:
+def stride(asked: Evaluate, length: int) -> int:
     """Tokens of a window after the first that count; unless told otherwise two windows share one token."""
     return length - 1 if asked.stride is None else asked.stride
 

@@ -7,7 +7,7 @@ from factory.architecture import elements, sliding_window
 from factory.config.extras import install
 from factory.config.hub import ID as HUB_ID
 from factory.config.line import setting
-from factory.config.typed import plain, to_tree
+from factory.config.values import plain, to_tree
 from factory.config.words import size
 from factory.export import spec
 from factory.own_base import FILE as OWN_BASE

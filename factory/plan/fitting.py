@@ -6,7 +6,7 @@ from functools import partial
 from math import ceil, inf
 
 from factory.config.refusal import Refusal, refusal
-from factory.config.typed import plain
+from factory.config.values import plain
 from factory.config.words import size
 from factory.estimate.memory import READING
 from factory.plan import choices, plan
@@ -146,9 +146,9 @@ def _without_activations(made: plan.Plan) -> int:
 
 
 def _recomputing(case: Case, kind: plan.Recomputed, layers: int | None = None) -> Case:
-    compute = replace(case.settings.compute, activation_checkpointing=kind)
-    compute = compute if layers is None else replace(compute, recomputed_layers=layers)
-    return replace(case, settings=replace(case.settings, compute=compute))
+    changes = {"activation_checkpointing": kind} | ({} if layers is None else {"recomputed_layers": layers})
+    compute = case.settings.compute.model_copy(update=changes)
+    return replace(case, settings=case.settings.model_copy(update={"compute": compute}))
 
 
 def _budget(case: Case) -> int | None:

@@ -1,25 +1,23 @@
 """The keys of a plan by the names that a user sets them by, where there is one."""
 
-from dataclasses import fields
-
-from factory.config import schema
+from factory.config.settings import Compute, Data, Hardware, Model, Quantization, Source, Stage
 
 # where the keys of a plan are set, and the schema that knows which of them are; None: all are
 _SET: tuple[tuple[str, str, type | None], ...] = (
     ("options.", "", None),
-    ("load.", "model.", schema.Model),
-    ("patch.", "compute.", schema.Compute),
-    ("patch.", "model.", schema.Model),
-    ("quantize.", "method.quantization.", schema.Quantization),
+    ("load.", "model.", Model),
+    ("patch.", "compute.", Compute),
+    ("patch.", "model.", Model),
+    ("quantize.", "method.quantization.", Quantization),
     ("attach.settings.", "method.", None),
-    ("align.sources.", "data.sources.", schema.Source),
-    ("align.", "data.", schema.Data),
-    ("pack.", "data.", schema.Data),
-    ("pack.", "model.", schema.Model),
+    ("align.sources.", "data.sources.", Source),
+    ("align.", "data.", Data),
+    ("pack.", "data.", Data),
+    ("pack.", "model.", Model),
     ("train.own.", "stage.", None),
-    ("train.ranks.", "hardware.", schema.Hardware),
-    ("train.", "stage.", schema.Stage),
-    ("train.", "hardware.", schema.Hardware),
+    ("train.ranks.", "hardware.", Hardware),
+    ("train.", "stage.", Stage),
+    ("train.", "hardware.", Hardware),
 )
 _NAMED = ("align.sources.",)  # of which each has a name before its keys
 
@@ -29,6 +27,6 @@ def as_set(key: str) -> str:
     for start, group, kind in _SET:
         own = key.removeprefix(start)
         name = own.rpartition(".")[2] if start in _NAMED else own
-        if own != key and (kind is None or name in {field.name for field in fields(kind)}):
+        if own != key and (kind is None or name in kind.model_fields):
             return group + own
     return key

@@ -12,8 +12,8 @@ import yaml
 
 from factory.config.parsed import json_of, yaml_of
 from factory.config.refusal import UserError, refuse
-from factory.config.schema import Checks, ExportQuantization, Quantization, Strategy, Tracking
-from factory.config.typed import Reader, plain, to_tree
+from factory.config.settings import Checks, ExportQuantization, Quantization, Strategy, Tracking
+from factory.config.values import plain, record, to_tree
 
 _plan_broken = partial(refuse, "plan-broken", because="a plan is one", fix="compile again with the same overrides")
 
@@ -573,10 +573,10 @@ def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> 
     if tree.get("version") != VERSION:
         raise _other_version(setting, tree)
     digest = tree.pop("digest", None)
-    reader = Reader()
-    plan = reader.record(Plan, tree)
-    if reader.problems:
-        raise UserError(*reader.problems)
+    try:
+        plan = record(Plan, tree)
+    except ValueError as error:
+        raise _plan_broken(setting, f"it is not a plan ({'; '.join(str(error).splitlines()[1:3])})") from None
     try:
         own = plan.digest()
     except (ValueError, TypeError):

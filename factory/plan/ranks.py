@@ -5,7 +5,7 @@ from packaging.version import Version
 from factory.architecture import FAMILIES
 from factory.config import registry
 from factory.config.extras import install
-from factory.config.schema import Strategy
+from factory.config.settings import Strategy
 from factory.config.words import counted
 from factory.plan import choices
 from factory.plan.facts import Machine

@@ -1,16 +1,18 @@
 """A rule as data: which keys it reads, when it fires, why, and what to do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 
+from pydantic import BaseModel
+
 from factory.architecture import Architecture, Shape, Traits, traits_of
-from factory.config import registry, schema
+from factory.config import registry
 from factory.config.line import name_of
 from factory.config.refusal import Refusal, catalogue, refusal
-from factory.config.settings import Settings
-from factory.config.typed import plain, to_tree
+from factory.config.settings import OF_TRAINING, Settings
+from factory.config.values import plain, to_tree
 from factory.plan import heads
 from factory.plan.facts import Facts, ModelFacts
 from factory.plan.vocabulary import Vocabulary, grown
@@ -35,7 +37,7 @@ class Case:
         """The architecture that is trained: the vocabulary has grown, and what the stage never reaches is fixed."""
         assert self.read is not None
         arch, stage = grown(self.read, self.vocabulary), self.settings.stage
-        return arch if stage is None else heads.reached(stage.name, arch)
+        return heads.reached(stage.name, arch)
 
     @cached_property
     def expanded(self) -> Architecture:
@@ -81,7 +83,7 @@ class Case:
 
     def idle(self, key: str) -> bool:
         """Whether the key says how one trains and nothing trains: a run that is measured was made with it."""
-        return self.settings.verb != "train" and key in schema.OF_TRAINING
+        return self.settings.verb != "train" and key in OF_TRAINING
 
     @property
     def device(self) -> str:
@@ -106,16 +108,9 @@ class Rule:
     def reads(self) -> tuple[str, ...]:
         return catalogue()[self.id].reads
 
-    def applies(self, bad_keys: set[str], case: Case) -> bool:
-        """Whether all that it reads is known: no rule speaks about a value that was itself refused."""
-        needs_model = any(key.startswith("model.") for key in self.reads)
-        if needs_model and not case.known:
-            return False
-        # what trains follows from all keys of a method: a rule that asks needs them all
-        methods = any(key.startswith("method") for key in self.reads) and any(
-            bad.startswith("method") for bad in bad_keys
-        )
-        return not methods and not any(_touches(bad, read) for bad in bad_keys for read in self.reads)
+    def applies(self, case: Case) -> bool:
+        """Whether the model is known, where the rule reads it."""
+        return case.known or not any(key.startswith("model.") for key in self.reads)
 
     def check(self, case: Case) -> Refusal | None:
         found = self.wrong(case)
@@ -128,17 +123,12 @@ class Rule:
         return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong, **gaps)  # pyright: ignore[reportArgumentType]
 
 
-def _touches(bad: str, read: str) -> bool:
-    bad_parts, read_parts = bad.split("."), read.split(".")
-    return all(a == b or b == "<name>" for a, b in zip(bad_parts, read_parts, strict=False))
-
-
 def value_of(settings: Settings, path: str) -> str:
     """A key's value as a user would write it; of data.sources, their names."""
     value: object = settings
     for part in path.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
-    if is_dataclass(value):
+    if isinstance(value, BaseModel):
         value = {name: each for name, each in to_tree(value).items() if each is not None}
         return f"{{{', '.join(f'{name}: {plain(each)}' for name, each in value.items())}}}"
     if isinstance(value, dict):

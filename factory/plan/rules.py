@@ -13,7 +13,7 @@ from factory.config.extras import install
 from factory.config.redact import secret_in
 from factory.config.refusal import did_you_mean
 from factory.config.settings import GROUPS, NAMED
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.methods import parts
 from factory.methods.lora.targets import as_saved
 from factory.optimizers import spec as optimizers

@@ -9,7 +9,7 @@ from typing import Any
 from factory import templates
 from factory.config.line import group_of, name_of, setting
 from factory.config.refusal import UserError, refuse
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.plan import heads
 from factory.plan.inspect.model import look_at_adapter
 from factory.plan.plan import Plan, PlannedSource, read_plan

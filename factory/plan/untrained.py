@@ -1,7 +1,7 @@
 """Trees for the verbs that train nothing: what the user says over what the run that is named was made with."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from factory.config import compose
 from factory.config.line import group_of, name_of, run_of
 from factory.config.refusal import refuse
-from factory.config.schema import Source
-from factory.config.typed import to_tree
+from factory.config.settings import Source
+from factory.config.values import to_tree
 from factory.inference.asked import NOT_TAKEN
 from factory.plan.saved import BEFORE, Saved, merged, saved, scores
 
@@ -151,7 +151,7 @@ def _away(data: dict[str, Any]) -> bool:
 
 def _catalogued(data: dict[str, Any], found: Saved) -> dict[str, Any]:
     """The sets that the run found in it, each by itself."""
-    known = {each.name for each in fields(Source)}
+    known = set(Source.model_fields)
     sources = {
         name: {**dict.fromkeys(known), **{key: value for key, value in to_tree(source).items() if key in known}}
         for name, source in found.sources.items()

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from factory.config import schema
 from factory.config.refusal import Refusal, UserError, refusal
-from factory.config.typed import Reader
+from factory.config.settings import Preview
 from factory.plan.plan import Plan
 
 FAILED = 1
@@ -57,7 +56,7 @@ def show(plan: Plan, asked: Any) -> int:
     from factory.preview.terminal import Terminal
     from factory.run.screen import Screen, console
 
-    wanted: schema.Preview = Reader().record(schema.Preview, asked, "preview")
+    wanted = Preview.model_validate(asked)
     screen = Screen()
     screen.console = console(stderr=True)
     try:

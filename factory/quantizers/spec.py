@@ -13,7 +13,7 @@ from typing import Any, Literal
 from factory.architecture import Architecture, Shape
 from factory.config import registry
 from factory.config.extras import install
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.plan.choices import precision
 from factory.plan.facts import Machine
 from factory.plan.plan import BYTES, Dtype

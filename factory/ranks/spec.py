@@ -3,7 +3,7 @@
 from typing import Any
 
 from factory.architecture import Architecture, Shape, elements
-from factory.config.schema import Strategy
+from factory.config.settings import Strategy
 from factory.plan.plan import Dtype, Steps
 from factory.quantizers.spec import holding
 

@@ -1,12 +1,13 @@
 """The keys and rules of the stages that sample answers and learn from their scores."""
 
-from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture
-from factory.config import registry, schema
-from factory.config.typed import key
+from factory.config import registry
+from factory.config.settings import Stage
 from factory.plan import choices, heads
 from factory.plan.plan import BYTES, Dtype
 from factory.plan.rule import Case, Rule
@@ -14,29 +15,33 @@ from factory.rewards import spec as rewards
 from factory.stages.rm.spec import SCORE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Stage):
-    reward_model: str | None = key(
-        "scores answers: the folder of a run of stage=rm, its model/ folder, or its MLflow run id"
+class Settings(Stage):
+    reward_model: str | None = Field(
+        description="scores answers: the folder of a run of stage=rm, its model/ folder, or its MLflow run id"
     )
-    reward: str | None = key(
-        "scores answers without a reward model: module:function, trl:NAME of TRL's, or a server's http://HOST/PATH"
+    reward: str | None = Field(
+        description="scores answers without a reward model: module:function, trl:NAME of TRL's, or a server's "
+        "http://HOST/PATH"
     )
-    reward_timeout: float = key("seconds that a server has for an answer", above=0)
-    reward_retries: int = key("how often a server that fails is asked again, after 1, 2, 4 … seconds", low=0, high=10)
-    missing_end_penalty: float | None = key(
-        "taken from the score of an answer that has no end within max_new_tokens; null: nothing", above=0
+    reward_timeout: float = Field(description="seconds that a server has for an answer", gt=0)
+    reward_retries: int = Field(
+        description="how often a server that fails is asked again, after 1, 2, 4 … seconds", ge=0, le=10
     )
-    max_new_tokens: int = key("length limit of a sampled answer", low=1)
-    temperature: float = key("the logits are divided by it before an answer is sampled", above=0)
-    top_p: float = key(
-        "an answer's tokens are drawn among the likeliest that have this share together", above=0, high=1
+    missing_end_penalty: float | None = Field(
+        description="taken from the score of an answer that has no end within max_new_tokens; null: nothing", gt=0
     )
-    top_k: int | None = key("an answer's tokens are drawn among so many of the likeliest; null: all", low=1)
-    rollout_batch_size: int = key("answers that are sampled in a step, and then trained", low=1)
-    update_epochs: int = key("how often the answers of a step are trained", low=1)
-    clip: float = key(
-        "how far the ratio of new to old probabilities is followed (PPO, arXiv 1707.06347, eq. 7)", above=0
+    max_new_tokens: int = Field(description="length limit of a sampled answer", ge=1)
+    temperature: float = Field(description="the logits are divided by it before an answer is sampled", gt=0)
+    top_p: float = Field(
+        description="an answer's tokens are drawn among the likeliest that have this share together", gt=0, le=1
+    )
+    top_k: int | None = Field(
+        description="an answer's tokens are drawn among so many of the likeliest; null: all", ge=1
+    )
+    rollout_batch_size: int = Field(description="answers that are sampled in a step, and then trained", ge=1)
+    update_epochs: int = Field(description="how often the answers of a step are trained", ge=1)
+    clip: float = Field(
+        description="how far the ratio of new to old probabilities is followed (PPO, arXiv 1707.06347, eq. 7)", gt=0
     )
 
 
@@ -57,7 +62,7 @@ def copies_start(case: Case) -> bool:
 
 def reads_reference(case: Case) -> bool:
     """Whether the stage measures how far the policy has moved."""
-    return case.stage_spec.reads_reference(asdict(case.settings.stage))
+    return case.stage_spec.reads_reference(case.settings.stage.model_dump())
 
 
 # --- what the plan says

@@ -8,7 +8,6 @@ from typing import Any
 from factory.architecture import Architecture, architecture
 from factory.config import registry
 from factory.config.settings import Settings
-from factory.config.typed import Reader
 from factory.methods.lora.targets import as_saved
 from factory.plan import heads, vocabulary
 from factory.plan.facts import AdapterFacts, Facts, ModelFacts, RewardFacts
@@ -33,8 +32,10 @@ def as_model(awaited: Awaited, own: frozenset[str]) -> Callable[[Settings, Facts
             return settings, facts
         arch = _trained(awaited.plan, facts.model)
         if (adapter := _adapter(awaited, arch)) is not None:
-            asked = replace(settings.model, adapter=str(awaited.model))
-            return replace(settings, model=asked), replace(facts, model=replace(facts.model, adapter=adapter))
+            asked = settings.model.model_copy(update={"adapter": str(awaited.model)})
+            return settings.model_copy(update={"model": asked}), replace(
+                facts, model=replace(facts.model, adapter=adapter)
+            )
         there = replace(
             facts.model,
             source="folder",
@@ -43,8 +44,12 @@ def as_model(awaited: Awaited, own: frozenset[str]) -> Callable[[Settings, Facts
             heads=heads.heads(awaited.plan.steps.train.stage, arch),
         )
         # the new tokens stay, as `there` is still the base: what it grows to is what was saved
-        asked = settings.model if "model.revision" in own else replace(settings.model, revision=BEFORE["revision"])
-        return replace(settings, model=asked), replace(facts, model=there)
+        asked = (
+            settings.model
+            if "model.revision" in own
+            else settings.model.model_copy(update={"revision": BEFORE["revision"]})
+        )
+        return settings.model_copy(update={"model": asked}), replace(facts, model=there)
 
     return with_it
 
@@ -55,7 +60,9 @@ def as_reward(awaited: Awaited) -> Callable[[Settings, Facts], tuple[Settings, F
     def with_it(settings: Settings, facts: Facts) -> tuple[Settings, Facts]:
         if not isinstance(settings.stage, Rollouts):  # which is refused: the key is another stage's
             return settings, facts
-        settings = replace(settings, stage=replace(settings.stage, reward_model=str(awaited.model)))
+        settings = settings.model_copy(
+            update={"stage": settings.stage.model_copy(update={"reward_model": str(awaited.model)})}
+        )
         if awaited.plan is None or facts.model is None:
             return settings, facts
         load, arch = awaited.plan.steps.load, _trained(awaited.plan, facts.model)
@@ -74,6 +81,10 @@ def as_reward(awaited: Awaited) -> Callable[[Settings, Facts], tuple[Settings, F
     return with_it
 
 
+def _with_model(settings: Settings, **changes: Any) -> Settings:
+    return settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
+
+
 def _trained(plan: Plan, model: ModelFacts) -> Architecture:
     """The architecture that the run trains."""
     read = model.walked or architecture(plan.steps.load.config)
@@ -85,7 +96,7 @@ def _adapter(awaited: Awaited, arch: Architecture) -> AdapterFacts | None:
     assert awaited.plan is not None
     steps = awaited.plan.steps
     spec = registry.spec("methods", steps.attach.method)
-    trained: Any = Reader().record(spec.Settings, steps.attach.settings)
+    trained: Any = spec.Settings.model_validate(steps.attach.settings)
     if registry.hook(spec, "peft") is None:
         return None
     written = registry.hook(spec, "written", lambda method: method)(trained)

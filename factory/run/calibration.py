@@ -8,7 +8,7 @@ from pathlib import Path
 
 from factory import locks
 from factory.config.refusal import UserError
-from factory.config.typed import Reader
+from factory.config.values import record
 from factory.estimate import speed
 from factory.plan.facts import Machine, Measured
 from factory.plan.plan import Plan
@@ -27,10 +27,11 @@ def read(path: Path = FILE) -> tuple[tuple[Measured, ...], str | None]:
         return (), None
     except (OSError, ValueError) as error:
         return (), f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); it is left aside"
-    reader, runs = Reader(), tree.get("runs") if isinstance(tree, dict) else None
-    found = tuple(reader.record(Measured, run) for run in runs) if isinstance(runs, list) else ()
-    positive = all(min(run.work, run.micro_batch, run.flops_per_second) > 0 for run in found if not reader.problems)
-    if not isinstance(runs, list) or reader.problems or not positive:
+    try:
+        found = tuple(record(Measured, run) for run in tree["runs"])
+    except (ValueError, TypeError, KeyError):
+        found = None
+    if found is None or any(min(run.work, run.micro_batch, run.flops_per_second) <= 0 for run in found):
         return (), f"{path} is not what runs write there; it is left aside"
     return found, None
 

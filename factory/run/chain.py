@@ -15,9 +15,8 @@ from factory.config import compose, groups, registry
 from factory.config.compose import sweeps
 from factory.config.line import again, name_of, spelt
 from factory.config.refusal import Refusal, UserError, did_you_mean, refusal, refuse
-from factory.config.schema import Sweep
-from factory.config.settings import Settings
-from factory.config.typed import plain
+from factory.config.settings import Settings, Sweep
+from factory.config.values import plain
 from factory.execute.__main__ import INTERRUPTED, REFUSED
 from factory.execute.context import STARTED
 from factory.plan.bases import words

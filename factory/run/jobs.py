@@ -16,7 +16,7 @@ from factory.compare.labels import labels
 from factory.compare.runs import of_report
 from factory.config.compose import Composed
 from factory.config.refusal import Refusal, UserError, refuse
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.config.words import between, duration, not_shown, size
 from factory.execute.verify import matter
 from factory.plan.plan import KNOWN_LATER, Plan, read_plan, to_json

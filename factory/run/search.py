@@ -11,7 +11,7 @@ from math import log, sqrt
 from typing import Any
 
 from factory.config.refusal import UserError
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.config.words import rate, size
 from factory.estimate.speed import work
 from factory.plan.plan import Patch, Plan

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -24,7 +24,7 @@ from factory.config.compose.calling import hydra_main
 from factory.config.line import names_a_folder, setting, spelt
 from factory.config.redact import redacted
 from factory.config.refusal import UserError, refusal, refuse
-from factory.config.schema import Sweep, Tracking
+from factory.config.settings import Sweep, Tracking
 from factory.config.words import pasted, program
 from factory.execute.__main__ import FAILED, INTERRUPTED
 from factory.execute.context import STARTED
@@ -78,7 +78,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     before = SweepFolder(asked.resume).read() if asked.resume else None
     if asked.resume:
         line = recorded(line, asked.resume, before)
-        asked = replace(asked, reuse=asked.reuse or bool(before and before.reuse))
+        asked = asked.model_copy(update={"reuse": asked.reuse or bool(before and before.reuse)})
     ready = compose.prepared(line)
     name, shared = sweeps.sweep_folder(line, ready)
     folder = placed(name, line, asked)
@@ -165,7 +165,7 @@ def begun(
 ) -> Iterator[tuple[Tracking, str | None]]:
     """The sweep's folder, claimed, with its record in it; how the jobs are tracked, and under what."""
     with RunFolder(folder.path).claimed():
-        tracking = Tracking(**{field.name: common.tree["tracking"].get(field.name) for field in fields(Tracking)})
+        tracking = Tracking.model_validate(common.tree["tracking"])
         parent = _parent_run(tracking, folder, line, before.parent_run if before else None)
         folder.write(record(line, listed, parent, reuse=reuse))
         yield tracking, parent

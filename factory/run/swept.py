@@ -11,7 +11,7 @@ from typing import Any
 
 from factory.compare.runs import of_report
 from factory.config import compose
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.execute.__main__ import FAILED, FINISHED
 from factory.execute.context import append
 from factory.run.folder import RunFolder, read_json, write_whole

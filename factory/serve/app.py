@@ -17,8 +17,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from factory import __version__
-from factory.config import schema
 from factory.config.line import name_of
+from factory.config.settings import Generation, Serve
 from factory.execute.memory import is_exhausted
 from factory.inference import calls
 from factory.inference.room import Room
@@ -34,7 +34,7 @@ from factory.serve.metrics import Metrics
 _MOST_TOKENS = 16  # of a completion where nobody says, as OpenAI's API has it; the key's own default is of a chat
 
 
-def app(room: Room, generation: schema.Generation, serve: schema.Serve, key: str | None) -> Guard:
+def app(room: Room, generation: Generation, serve: Serve, key: str | None) -> Guard:
     """The application of a room. `key`: what clients must send."""
     made = FastAPI(
         title="Factory",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from factory.config import schema
 from factory.config.refusal import UserError
+from factory.config.settings import Generation
 from factory.data.formats import order
 from factory.data.record import BadRow, Message, ToolCall
 from factory.inference.grammar import grammar
@@ -31,7 +31,7 @@ class Desk:
     """
 
     room: Room
-    generation: schema.Generation
+    generation: Generation
     fetcher: Callable[[], Fetcher]
     one: ThreadPoolExecutor
 

@@ -9,8 +9,8 @@ from types import FrameType
 
 import uvicorn
 
-from factory.config import schema
 from factory.config.refusal import UserError, refusal, refuse
+from factory.config.settings import Generation, Serve
 from factory.inference.room import Room, to_stderr
 from factory.serve.app import app
 from factory.serve.guard import is_own
@@ -26,7 +26,7 @@ def key(said: str | None) -> str | None:
     return said or os.environ.get(KEY) or None
 
 
-def unusable(serve: schema.Serve, secret: str | None) -> None:
+def unusable(serve: Serve, secret: str | None) -> None:
     """Raises UserError for an address that is open to others without a key, or that cannot be listened on."""
     problems = []
     if secret is None and not is_own(serve.host):
@@ -54,7 +54,7 @@ def unusable(serve: schema.Serve, secret: str | None) -> None:
         raise UserError(*problems)
 
 
-def listening(serve: schema.Serve) -> socket.socket:
+def listening(serve: Serve) -> socket.socket:
     """Bound before the weights are read: a port that is taken costs nothing then. Raises UserError."""
     family = socket.AF_INET6 if ":" in serve.host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
@@ -67,7 +67,7 @@ def listening(serve: schema.Serve) -> socket.socket:
     return found
 
 
-def _taken(serve: schema.Serve, error: OSError) -> UserError:
+def _taken(serve: Serve, error: OSError) -> UserError:
     setting = f"serve.host={serve.host} serve.port={serve.port}"
     return refuse(
         "serve-address",
@@ -100,7 +100,7 @@ class Server(uvicorn.Server):
         to_stderr(f"Serving {', '.join(self._room.names)} at http://{shown}:{port}/v1 (Ctrl-C ends it)")
 
 
-def server(room: Room, generation: schema.Generation, serve: schema.Serve, secret: str | None) -> Server:
+def server(room: Room, generation: Generation, serve: Serve, secret: str | None) -> Server:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # which tells whole addresses
     config = uvicorn.Config(
         app(room, generation, serve, secret),
@@ -115,7 +115,7 @@ def server(room: Room, generation: schema.Generation, serve: schema.Serve, secre
     return Server(config, room, serve.grace)
 
 
-def run(room: Room, generation: schema.Generation, serve: schema.Serve, secret: str | None, at: socket.socket) -> int:
+def run(room: Room, generation: Generation, serve: Serve, secret: str | None, at: socket.socket) -> int:
     """Serves until a signal ends it."""
     try:
         at.listen(_BACKLOG)

@@ -4,10 +4,9 @@ import importlib.util
 import logging
 import warnings
 
-from factory.config import schema
 from factory.config.extras import install
 from factory.config.refusal import refuse
-from factory.config.settings import Settings
+from factory.config.settings import Engine, Settings
 from factory.inference import asked
 from factory.plan.plan import Plan
 
@@ -43,7 +42,7 @@ def unheard() -> None:
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
-def engine_is_there(engine: schema.Engine) -> None:
+def engine_is_there(engine: Engine) -> None:
     """Raises UserError where its package is not installed."""
     if engine.name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise refuse(

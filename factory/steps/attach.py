@@ -15,7 +15,6 @@ from factory.architecture import FAMILIES, Architecture, architecture
 from factory.architecture.fit import other_layers, other_shape, places_of
 from factory.config import registry
 from factory.config.refusal import refuse
-from factory.config.typed import Reader
 from factory.execute.context import Run
 from factory.execute.memory import is_exhausted
 from factory.plan import heads
@@ -279,10 +278,7 @@ def _of_decoder(held: Any, run: Run, config: Any) -> Any:
 
 def method_settings(run: Run) -> Any:
     """The method's own settings, typed again from the plan."""
-    reader = Reader()
-    settings = reader.record(_spec(run).Settings, run.plan.steps.attach.settings, "method")
-    assert not reader.problems, reader.problems
-    return settings
+    return _spec(run).Settings.model_validate(run.plan.steps.attach.settings)
 
 
 def _spec(run: Run) -> Any:

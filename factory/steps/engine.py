@@ -8,7 +8,7 @@ from typing import Any
 
 from factory.architecture import Architecture
 from factory.config import registry
-from factory.config.schema import Strategy
+from factory.config.settings import Strategy
 from factory.data import batches
 from factory.execute import checkpoint
 from factory.execute.context import Run

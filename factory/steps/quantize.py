@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.quantizers.spec import IN_PLACE, reading

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.refusal import refuse
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.execute.checkpoint import save_tokenizer
 from factory.execute.context import Run
 from factory.export import card, gguf, spec

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic import ValidationError
+
 from factory.config.parsed import yaml_of
-from factory.config.refusal import UserError
-from factory.config.typed import Reader
+from factory.config.refusal import refuse
+from factory.config.values import plain, record
 from factory.templates.slots import SPECIAL, around, slots
 
 _HERE = Path(__file__).parent
@@ -103,10 +105,18 @@ def read(cls: type[Made], path: Path) -> Made:
     defaults = {
         field.name: field.default for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING
     }
-    reader = Reader()
-    made = reader.record(cls, defaults | _tree(path), path.stem)
-    if reader.problems:
-        raise UserError(*reader.problems)
+    try:
+        made = record(cls, defaults | _tree(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"][1:]))
+        raise refuse(
+            "bad-value",
+            f"{path.stem}.{key}={plain(first['input'])}",
+            "there is no such key" if first["type"] == "unexpected_keyword_argument" else first["msg"],
+            because="a template's keys are texts of its parts",
+            fix=f"set {key} as the packaged templates do",
+        ) from None
     made.check()
     return made
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from factory.config.redact import secret_in
 from factory.config.refusal import Refusal, UserError, refusal, refuse
-from factory.config.schema import Tracking
-from factory.config.typed import to_tree
+from factory.config.settings import Tracking
+from factory.config.values import to_tree
 from factory.config.words import counted
 from factory.execute.report import as_json
 from factory.plan.plan import Plan, read_plan
@@ -60,7 +60,7 @@ def elsewhere(made: Plan, chosen: dict[str, Any], parent: str | None) -> Plan:
     if "uri" in chosen and not made.tracking.on:
         chosen = {"tool": "mlflow", **chosen}
     nested = {"parent_run": parent} if parent else {"parent_run": None} if chosen else {}
-    tracking = replace(made.tracking, **chosen, **nested)
+    tracking = made.tracking.model_copy(update={**chosen, **nested})
     if not tracking.on:
         raise refuse(
             "track-nowhere",

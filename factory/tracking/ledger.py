@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.run.folder import RunFolder, read_json, write_whole
 
 _OTHERS = "elsewhere"  # in tracking.json: the ledgers of other addresses

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.config.words import program
 from factory.inference.asked import name_of
 from factory.plan.plan import Plan

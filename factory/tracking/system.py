@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from factory.config.refusal import UserError
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.execute.context import append
 from factory.plan.inspect.machine import of_nvidia
 from factory.run.folder import RunFolder

@@ -11,8 +11,8 @@ from typing import Any
 
 from factory import locks
 from factory.config.redact import redacted, without_secrets
-from factory.config.schema import Tracking
-from factory.config.typed import to_tree, whole
+from factory.config.settings import Tracking
+from factory.config.values import to_tree, whole
 from factory.execute.report import as_json
 from factory.plan.plan import Plan
 from factory.run.folder import RunFolder, is_no_store

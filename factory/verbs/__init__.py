@@ -13,6 +13,7 @@ from factory.config.compose.calling import hydra_main
 from factory.config.line import group_of, name_of, run_of, setting
 from factory.config.redact import redacted
 from factory.config.refusal import Refusal, UserError, refusal, refuse
+from factory.plan.anew import settings_of as settings_from
 from factory.run.folder import is_mlflow_id
 
 # the verbs that read a group of keys of their own
@@ -132,11 +133,7 @@ def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
 
 def settings_of(overrides: Sequence[str]) -> settings.Settings:
     """The settings of these overrides and the defaults. Raises UserError: what is not understood would be a default."""
-    made = compose.compose(compose.parse(list(overrides)))
-    chosen, problems, _ = settings.read(made.tree, options={}, overrides=(), run_dir="", bad_groups=made.bad_groups)
-    if found := [*made.problems, *problems]:
-        raise UserError(*found)
-    return chosen
+    return settings_from(compose.compose(compose.parse(list(overrides))))
 
 
 def our_mistake(error: Exception, folder: Path | None = None) -> int:

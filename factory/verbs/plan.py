@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from factory.config import compose
 from factory.config.line import name_of
 from factory.config.refusal import UserError, refuse
-from factory.config.typed import convert, to_tree
+from factory.config.values import to_tree
 from factory.execute.__main__ import REFUSED
 from factory.plan import diff
 from factory.plan.anew import Anew, compiled
@@ -39,7 +39,7 @@ def plan(arguments: list[str]) -> int:
     shared = tuple(text for text in composed.overrides if not _of_plan(text))  # a plan's own line is one of `train`
     made = compiled(replace(composed, overrides=shared), training=False)
     form, too_large = composed.tree["plan"]["format"], made.estimate.memory.fits is False
-    if convert(bool, composed.tree["plan"]["search"]):
+    if composed.tree["plan"]["search"]:
         return _search(made, form, Anew(line.config_dirs))
     changes = cheapest(made, None, Anew(line.config_dirs)) if too_large and form != "yaml" else []
     if form == "json":

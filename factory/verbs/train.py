@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from factory.config import compose, schema
+from factory.config import compose
 from factory.config.line import name_of, names_a_folder, setting, unquoted
 from factory.config.refusal import Refusal, UserError, refusal, refuse
-from factory.config.typed import to_tree
+from factory.config.settings import Sweep
+from factory.config.values import to_tree
 from factory.config.words import program
 from factory.execute.__main__ import REFUSED
 from factory.execute.verify import verify
@@ -42,7 +43,7 @@ def train(arguments: list[str]) -> int:
         return _sweep(line)
     if compose.recipe_of_runs(line):
         refuse_unread(line, "train")
-        return _recipe(line, schema.Sweep(resume=None, reuse=False))
+        return _recipe(line, Sweep(resume=None, reuse=False))
     composed = composed_of(line, "train")
     if names_a_folder(line):
         return _run(composed)
@@ -85,14 +86,14 @@ def _sweep(line: compose.CommandLine) -> int:
     return made() if _has_a_folder(kept, asked) else _in_a_new_folder(made)
 
 
-def of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, schema.Sweep]:
+def of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, Sweep]:
     """The keys of the sweep itself, taken from the line. Raises UserError."""
     own = [text for text in line.overrides if name_of(text).startswith("sweep.")]
     kept = tuple(text for text in line.overrides if text not in own)
     return replace(line, overrides=kept), settings_of(own).sweep
 
 
-def _recipe(line: compose.CommandLine, asked: schema.Sweep) -> int:
+def _recipe(line: compose.CommandLine, asked: Sweep) -> int:
     """Runs that may read each other, one after another."""
     from factory.run.chain import chain
     from factory.run.screen import Screen
@@ -101,7 +102,7 @@ def _recipe(line: compose.CommandLine, asked: schema.Sweep) -> int:
     return made() if _has_a_folder(line, asked) else _in_a_new_folder(made)
 
 
-def _has_a_folder(line: compose.CommandLine, asked: schema.Sweep) -> bool:
+def _has_a_folder(line: compose.CommandLine, asked: Sweep) -> bool:
     return asked.resume is not None or names_a_folder(line, "hydra.sweep.dir")
 
 
@@ -180,7 +181,7 @@ def _replay(arguments: list[str]) -> int:
                     fix="change only hydra.run.dir and tracking.*, or compile a new plan without --from-plan",
                 )
             )
-    tracking = replace(made.tracking, parent_run=None, **_chosen_tracking(own))
+    tracking = made.tracking.model_copy(update={"parent_run": None, **_chosen_tracking(own)})
     problems += unusable(tracking, look_at_machine().packages)
     if problems:
         raise UserError(*problems)

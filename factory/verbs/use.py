@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from factory.config import compose, schema, settings
+from factory.config import compose, settings
 from factory.config.line import name_of
 from factory.config.refusal import UserError, refusal
+from factory.config.settings import OF_TRAINING
 from factory.plan.anew import compiled
+from factory.plan.anew import settings_of as settings_from
 from factory.plan.plan import Plan, Verb
 from factory.plan.untrained import exported, untrained
 from factory.verbs import composed as composed_of
@@ -34,7 +36,7 @@ def _measured(line: compose.CommandLine) -> compose.Composed:
 
 def _refuse_training(overrides: tuple[str, ...]) -> None:
     """Keys that say how one trains. What a run was made with says them too, and what a stage measures by is its own."""
-    found = [text for text in overrides if name_of(text) in schema.OF_TRAINING]
+    found = [text for text in overrides if name_of(text) in OF_TRAINING]
     if found:
         raise UserError(
             *(
@@ -100,10 +102,7 @@ def to_write(
     made = compiled(composed, training=True, verb=verb)
     for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    chosen, _, _ = settings.read(
-        composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir, verb=verb
-    )
-    return made, chosen
+    return made, settings_from(composed, verb)
 
 
 def _to_write(line: compose.CommandLine, own: "asked.Line", side: "asked.Side") -> compose.Composed:

@@ -8,9 +8,9 @@ import pytest
 
 from factory.board import fields
 from factory.board.planned import _PLACES, Planner, difference
+from factory.config.keys import describe
 from factory.config.line import name_of
 from factory.config.settings import all_keys
-from factory.config.typed import describe
 
 
 @pytest.fixture(scope="module")

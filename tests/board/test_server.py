@@ -8,19 +8,16 @@ from typing import Any
 import pytest
 
 from factory.board import server
-from factory.config import compose, schema
+from factory.config import compose
 from factory.config.refusal import UserError
-from factory.config.typed import Reader
+from factory.config.settings import Board
 
 NAMES = ("evil.example", "localhost:7860", "127.0.0.1:7860")
 
 
-def _board(*overrides: str) -> schema.Board:
+def _board(*overrides: str) -> Board:
     tree = compose.compose(compose.CommandLine(overrides=overrides)).tree["board"]
-    reader = Reader()
-    found = reader.record(schema.Board, tree, "board")
-    assert not reader.problems
-    return found
+    return Board.model_validate(tree)
 
 
 def test_another_address_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:

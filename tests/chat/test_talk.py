@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from factory.chat.talk import Talk, Wrong
-from factory.config import schema
+from factory.config.settings import Generation
 
-GENERATION = schema.Generation(temperature=0.7, top_p=0.9, top_k=None, max_tokens=8, seed=3, stop=())
+GENERATION = Generation(temperature=0.7, top_p=0.9, top_k=None, max_tokens=8, seed=3, stop=())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from factory.compare.comparison import compared
 from factory.compare.page import page
 from factory.compare.runs import Run
 from factory.config.refusal import UserError
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.plan.plan import read_plan
 from factory.run.folder import RunFolder
 from factory.tracking import ledger
@@ -34,7 +34,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
         ("c", "oft", 40.0, None),
     ):
         folder = RunFolder(side_by_side.run(where / name, f"method={method}", evaluate={"perplexity": perplexity}))
-        plan = replace(read_plan(folder.plan), tracking=replace(tracking, parent_run=under))
+        plan = replace(read_plan(folder.plan), tracking=tracking.model_copy(update={"parent_run": under}))
         Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(json.loads(folder.report.read_text()))
     shutil.rmtree(where / "b")
     return tracking
@@ -85,7 +85,7 @@ def test_what_is_not_there_is_refused(words: tuple[str, ...], rule: str, trackin
 def test_a_lost_server_is_said(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"\[compare-tracking\].*cannot be reached"):
-        runs(replace(tracking, uri="http://127.0.0.1:9"), "experiment=tried")
+        runs(tracking.model_copy(update={"uri": "http://127.0.0.1:9"}), "experiment=tried")
 
 
 def test_a_folder_is_known_by_its_run_not_by_its_name(tracking: Tracking) -> None:
@@ -141,5 +141,5 @@ def test_who_compares_writes_nothing(tracking: Tracking) -> None:
     """Not the experiment either that runs would be logged to from here."""
     client, experiment = connect(tracking)
     (run,) = client.search_runs([experiment], "tags.method = 'oft'")
-    assert set(runs(replace(tracking, experiment="not there"), run.info.run_id)) == {"oft"}
+    assert set(runs(tracking.model_copy(update={"experiment": "not there"}), run.info.run_id)) == {"oft"}
     assert client.get_experiment_by_name("not there") is None

@@ -201,7 +201,7 @@ def test_curves_that_coincide_share_their_line() -> None:
 def test_the_format_follows_the_name(keys: dict[str, Any], wanted: str | None, here: Path) -> None:
     from factory.compare.show import chosen
     from factory.config.refusal import UserError
-    from factory.config.schema import Compare
+    from factory.config.settings import Compare
 
     if wanted is None:
         with pytest.raises(UserError, match="compare-out"):

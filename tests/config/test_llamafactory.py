@@ -15,7 +15,7 @@ from factory.config.imported import llamafactory
 from factory.config.imported.llamafactory.table import table as their_table
 from factory.config.imported.said import Said, as_script
 from factory.config.refusal import UserError
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.verbs import settings_of
 
 BASE = {

@@ -8,7 +8,7 @@ import pytest
 from conftest import compiled, refusals
 
 from factory.config.refusal import UserError
-from factory.config.schema import Source
+from factory.config.settings import Source
 from factory.data import formats
 from factory.data.catalogue import expand, sources
 from factory.data.read import rows

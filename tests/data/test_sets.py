@@ -14,7 +14,7 @@ import yaml
 
 from factory.config import compose, groups, settings
 from factory.config.groups import CONF
-from factory.config.schema import Source
+from factory.config.settings import Source
 from factory.data import formats
 from factory.data.record import Kind, Record
 from factory.demo import images
@@ -53,9 +53,7 @@ def sources() -> dict[str, Source]:
     """Every named set, composed at once as `data=[a,b,…]` would."""
     composed = compose.compose(compose.parse([f"data=[{','.join(NAMED)}]"]))
     assert not composed.problems
-    found, problems, _ = settings.read(composed.tree, options={}, overrides=(), run_dir="x")
-    assert not problems
-    return found.data.sources
+    return settings.validate(composed.tree).data.sources
 
 
 def built_in(name: str) -> list[dict[str, Any]]:

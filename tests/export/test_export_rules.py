@@ -72,7 +72,7 @@ def _start_over_four_bits(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from factory.config.schema import Quantization
+    from factory.config.settings import Quantization
     from factory.own_base import OwnBase, save
 
     folder.mkdir()

@@ -11,9 +11,9 @@ from serving import TINY, planned
 from test_saved import SHORT
 
 import factory
-from factory.config import compose, schema
+from factory.config import compose
 from factory.config.refusal import UserError
-from factory.config.typed import Bytes
+from factory.config.settings import Bytes, Chat, Engine, Generation, Serve
 from factory.inference import asked
 from factory.plan.facts import Gpu
 from factory.plan.inspect import machine as look
@@ -160,9 +160,7 @@ def test_a_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_an_address_that_others_reach_needs_a_key(host: str, secret: str | None, rules: list[str]) -> None:
-    serve = schema.Serve(
-        host=host, port=0, api_key=None, name=None, adapters={}, max_body=Bytes(1), image_hosts=(), grace=1.0
-    )
+    serve = Serve(host=host, port=0, api_key=None, name=None, adapters={}, max_body=Bytes(1), image_hosts=(), grace=1.0)
     try:
         run.unusable(serve, secret)
         found = []
@@ -228,11 +226,11 @@ def test_a_model_without_a_chat_template_is_served_and_not_talked_with(tmp_path:
     assert refused("serve", f"model.path={bare}", *HERE) == []
 
 
-@pytest.mark.parametrize("cls", [schema.Engine, schema.Generation, schema.Chat, schema.Serve])
+@pytest.mark.parametrize("cls", [Engine, Generation, Chat, Serve])
 def test_every_key_is_read_by_what_writes(cls: type) -> None:
     package = Path(factory.__file__).parent
     files = [*(package / "steps").glob("write.py"), *(package / "verbs").glob("*.py")]
     files += [file for name in ("inference", "serve", "chat") for file in (package / name).glob("*.py")]
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     reads = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-    assert {field.name for field in dataclasses.fields(cls)} <= reads
+    assert set(cls.model_fields) <= reads

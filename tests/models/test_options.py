@@ -14,9 +14,10 @@ from conftest import compiled
 from rich.console import Console
 
 from factory.architecture import REMOTE_CODE, architecture
-from factory.config import compose, groups, models, schema
+from factory.config import compose, groups, models
+from factory.config.keys import walk
 from factory.config.refusal import UserError
-from factory.config.typed import known_keys
+from factory.config.settings import Model
 from factory.plan.inspect import model as look_model
 
 OPTIONS = groups.options("model")
@@ -86,7 +87,7 @@ def test_there_are_as_many_as_promised() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_has_exactly_the_schemas_keys(option: str) -> None:
-    assert {f"model.{key}" for key in models.numbers(option)} == set(known_keys(schema.Model, "model"))
+    assert {f"model.{key}" for key in models.numbers(option)} == {key.path for key in walk(Model, "model")}
 
 
 def test_an_option_is_read_as_hydra_composes_it() -> None:

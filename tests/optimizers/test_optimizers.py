@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from factory.architecture import Architecture, architecture
-from factory.config.schema import Optimizer
+from factory.config.settings import Optimizer
 from factory.optimizers.run import BUILDERS, build, grouped, make_states, plain
 from factory.optimizers.spec import MADE_EARLY, MULTIPLIES, NEEDS_GPU, PACKAGES, STATES, products, state_bytes
 

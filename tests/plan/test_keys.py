@@ -6,7 +6,7 @@ import pytest
 from conftest import compiled
 
 from factory.config.settings import all_keys
-from factory.config.typed import to_tree
+from factory.config.values import to_tree
 from factory.plan.diff import flat
 from factory.plan.keys import as_set
 

@@ -17,7 +17,7 @@ import factory
 from factory import own_base
 from factory.config import registry
 from factory.config.refusal import UserError
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.plan import writing
 from factory.plan.facts import Gpu
 from factory.plan.inspect import machine as look

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.plan.plan import Dtype
 from factory.quantizers.spec import weight_bytes
 from factory.steps import quantize

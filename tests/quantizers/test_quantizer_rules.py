@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import tiny
 
-from factory.config import compose, groups, settings
+from factory.config import compose, groups
 from factory.config.refusal import Refusal, catalogue
-from factory.config.schema import Quantization
-from factory.config.settings import all_keys
+from factory.config.settings import Quantization, all_keys
+from factory.plan.anew import settings_of
 from factory.plan.choices import precision
 from factory.plan.facts import Gpu
 from factory.plan.inspect import look
@@ -110,11 +110,8 @@ def case_of(on: On, folders: dict[str, Path]) -> Case:
 
     line = ("hardware=single_gpu" if on.gpu else "hardware=cpu", f"model.path={folders[on.model]}", *on.line.split())
     composed = compose.compose(compose.parse(list(line)))
-    chosen, problems, bad_keys = settings.read(
-        composed.tree, options=composed.options, overrides=composed.overrides, run_dir=composed.run_dir
-    )
-    assert not problems
-    facts = look(chosen, bad_keys, training=False)
+    chosen = settings_of(composed)
+    facts = look(chosen, training=False)
     assert facts.model is not None
     machine = replace(
         facts.machine,

@@ -15,7 +15,7 @@ from conftest import Done
 
 from factory.config import compose, groups
 from factory.config.refusal import UserError, refuse
-from factory.config.schema import Sweep
+from factory.config.settings import Sweep
 from factory.execute.report import as_json, blank
 from factory.plan.plan import Plan, read_plan, to_yaml
 from factory.run import chain, sweep, swept

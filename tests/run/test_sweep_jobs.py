@@ -21,7 +21,7 @@ from factory.compare.found import of_folder
 from factory.config import compose
 from factory.config.compose import sweeps as handed_out
 from factory.config.refusal import UserError, refuse
-from factory.config.schema import Sweep
+from factory.config.settings import Sweep
 from factory.config.words import program
 from factory.execute.report import as_json, blank
 from factory.plan.facts import Gpu

@@ -12,7 +12,7 @@ from factory.compare.columns import columns
 from factory.compare.comparison import compared
 from factory.compare.found import of_folder
 from factory.config import compose
-from factory.config.schema import Sweep
+from factory.config.settings import Sweep
 from factory.execute.report import as_json, blank
 from factory.run import chain
 from factory.run.folder import RunFolder

@@ -7,7 +7,7 @@ import pytest
 from conftest import compiled
 
 from factory.config.refusal import UserError
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.tracking import spec
 from factory.tracking.spec import problems
 

@@ -349,7 +349,7 @@ def test_a_copy_of_a_sweep_has_one_run_above_it(here: Path, uri: str, command: C
     for _ in range(2):
         said = command("track", "swept", "tracking.experiment=copied")
         assert (said.code, said.err) == (0, "")
-    client, experiment = connect(replace(plan.tracking, experiment="copied"))
+    client, experiment = connect(plan.tracking.model_copy(update={"experiment": "copied"}))
     runs = client.search_runs([experiment])
     (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
     assert len(runs) == 3 and parent.info.status == "KILLED"
@@ -384,7 +384,7 @@ def test_a_store_of_files_that_is_closed_holds_up_no_curve(
     """As that of a server that gives its clients a path of its own: what is missing is told, and can be sent."""
     monkeypatch.setattr(tracker, "_AGAIN", 0.0)
     plan, folder, report = run(tmp_path / "run", uri, experiment="closed")
-    client, _ = connect(replace(plan.tracking, experiment="open"))
+    client, _ = connect(plan.tracking.model_copy(update={"experiment": "open"}))
     client.create_experiment("closed", artifact_location="file:///dev/null/closed")
     told = Tracker(plan, folder).finish(report)
     assert told is not None and (told["sent"], told["unsent"]) == (4, 2) and "NotADirectory" in told["problem"]

@@ -1,6 +1,5 @@
 """With images or audios in the batch: the loss is the model's own, and just the named parts of the model learn."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from torch.nn import functional
 
 from factory.architecture import FAMILIES, architecture
 from factory.config import registry
-from factory.config.typed import Reader
 from factory.losses import causal_lm, heads_agree
 from factory.methods.lora.targets import PREFIX
 from factory.methods.parts import part_of
@@ -32,12 +30,8 @@ CASES = [
 
 def settings_of(plan: Any, parts: tuple[str, ...]) -> Any:
     """The method's settings with these parts: no data set has images yet, so that no command line can say so."""
-    reader = Reader()
-    settings = reader.record(
-        registry.spec("methods", plan.steps.attach.method).Settings, plan.steps.attach.settings, "method"
-    )
-    assert not reader.problems
-    return replace(settings, parts=parts)
+    spec = registry.spec("methods", plan.steps.attach.method)
+    return spec.Settings.model_validate({**plan.steps.attach.settings, "parts": parts})
 
 
 @pytest.mark.parametrize("kind", sights.SIGHTS)

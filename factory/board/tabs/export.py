@@ -10,7 +10,7 @@ from factory.board import shown
 from factory.board.said import words
 from factory.board.tabs import listed
 from factory.config.line import spelt
-from factory.config.schema import Export
+from factory.config.settings import Export
 
 if TYPE_CHECKING:
     from factory.board.page import Page

@@ -21,9 +21,10 @@ from factory.config.compose.calling import (
     unplaced_recipe,
 )
 from factory.config.groups import GROUPS, ROOT, listed, options, recipe_files, recipes, unusable_folders
-from factory.config.meant import flag_meant, not_a_setting, option_meant, unknown_key
 from factory.config.refusal import Refusal, UserError, did_you_mean, refusal, refuse
-from factory.config.typed import plain
+from factory.config.settings import no_such_key, paths
+from factory.config.suggest import flag_meant, not_a_setting, option_meant
+from factory.config.values import plain
 
 _BASES = 256  # that a Recomposer keeps, of half a megabyte each
 _TEXTS = 1024  # overrides of which what Hydra reads in them is kept
@@ -110,7 +111,9 @@ def _unread_flag(word: str) -> Refusal:
         return refusal("flag-of-another-verb", word, f"it belongs to `{verb}`", usage=f"{verb} {name} {value}")
     if name in _ALONE:
         return refusal("unknown-flag", word, "it takes no value", hint=f"write {name} alone; ")
-    return refusal("unknown-flag", word, "there is no such flag", hint=flag_meant(name) or did_you_mean(name, _FLAGS))
+    return refusal(
+        "unknown-flag", word, "there is no such flag", hint=flag_meant(name, paths()) or did_you_mean(name, _FLAGS)
+    )
 
 
 def _argument(flag: str, rest: list[str]) -> str:
@@ -177,7 +180,7 @@ def prepared(line: CommandLine) -> Prepared:
         if line.multirun and override.is_sweep_override():
             swept[key] = text
         if len(key.encode()) > _LONGEST:
-            problems.append(unknown_key(key, chosen, []))
+            problems.append(no_such_key(key, chosen, []))
         elif override.is_sweep_override() and not line.multirun and not key.startswith("hydra"):
             problems.append(refusal("several-values", text, "it names several values", key=key))
         elif key == "recipe":

@@ -10,7 +10,7 @@ from factory.config.extras import install
 from factory.config.groups import CONF, GROUPS, folders
 from factory.config.parsed import yaml_of
 from factory.config.refusal import Refusal, refusal, refuse
-from factory.config.typed import plain
+from factory.config.values import plain
 
 if TYPE_CHECKING:
     from factory.config.settings import Settings

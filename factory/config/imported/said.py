@@ -9,7 +9,7 @@ from typing import Any
 
 from factory.config.line import listed, spelt
 from factory.config.refusal import Refusal, refusal
-from factory.config.typed import plain
+from factory.config.values import plain
 from factory.config.words import program
 from factory.plan.plan import Verb
 

@@ -3,12 +3,12 @@
 arXiv 2303.10512, algorithm 1: so all adapters share a budget of ranks, which falls along a cubic to what they keep.
 """
 
-from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, over_bitsandbytes, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.optimizers.spec import state_bytes
@@ -17,18 +17,18 @@ from factory.plan.rule import Case, Rule
 trains_over = over_bitsandbytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    rank: int = key("rank that the adapters keep, on average", low=1)
-    initial_rank: int = key("rank that each adapter starts with", low=2)
-    alpha: float = key("scale: the adapter adds alpha / initial_rank times P Λ Q", above=0)
-    dropout: float = key("dropout on the adapter's input", low=0, high=0.99)
-    initial_phase: float = key("share of the steps before the rank begins to fall", low=0, high=1)
-    final_phase: float = key("share of the steps at the end, when what is kept stays so", low=0, high=1)
-    update_interval: int = key("steps between two choices of what is kept", low=1)
-    orthogonality: float = key("weight of the penalty that holds P and Q near orthogonal matrices", low=0)
-    ranks: dict[str, int] | None = key(
-        "each layer's rank where a pruned model.adapter goes on, which says them itself; null in every other run"
+    rank: int = Field(description="rank that the adapters keep, on average", ge=1)
+    initial_rank: int = Field(description="rank that each adapter starts with", ge=2)
+    alpha: float = Field(description="scale: the adapter adds alpha / initial_rank times P Λ Q", gt=0)
+    dropout: float = Field(description="dropout on the adapter's input", ge=0, le=0.99)
+    initial_phase: float = Field(description="share of the steps before the rank begins to fall", ge=0, le=1)
+    final_phase: float = Field(description="share of the steps at the end, when what is kept stays so", ge=0, le=1)
+    update_interval: int = Field(description="steps between two choices of what is kept", ge=1)
+    orthogonality: float = Field(description="weight of the penalty that holds P and Q near orthogonal matrices", ge=0)
+    ranks: dict[str, int] | None = Field(
+        description="each layer's rank where a pruned model.adapter goes on, which says them itself; null in every "
+        "other run"
     )
 
 
@@ -48,7 +48,7 @@ def ranks_kept(method: Settings, adapter: dict[str, Any]) -> dict[str, int] | No
 
 def going_on(method: Settings, adapter: dict[str, Any]) -> Settings:
     """The settings of a run that goes on from it: what was pruned is not in its file, so what was kept stays."""
-    return method if method.ranks is not None else replace(method, ranks=ranks_kept(method, adapter))
+    return method if method.ranks is not None else method.model_copy(update={"ranks": ranks_kept(method, adapter)})
 
 
 def peft(method: Settings, arch: Architecture) -> dict[str, Any]:

@@ -4,10 +4,10 @@ The gradient keeps its direction; only how far each channel moves is what Adam d
 algorithm 1).
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
-from factory.config.typed import key
+from pydantic import Field
+
 from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.methods.galore import spec as galore
@@ -18,10 +18,13 @@ from factory.plan.rule import Rule
 __all__ = ["RANKS", "RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(galore.Settings):
-    scaling: Literal["channel", "tensor"] = key("what shares a step size: a channel, or the whole tensor (APOLLO-Mini)")
-    growth_limit: float = key("an update's norm grows at most by this factor a step (Fira's limiter)", above=1)
+    scaling: Literal["channel", "tensor"] = Field(
+        description="what shares a step size: a channel, or the whole tensor (APOLLO-Mini)"
+    )
+    growth_limit: float = Field(
+        description="an update's norm grows at most by this factor a step (Fira's limiter)", gt=1
+    )
 
 
 RANKS = "alone"

@@ -6,29 +6,28 @@ when the block is changed. In mixed precision all weights are held in 16 bits an
 (2M + 16M/D bytes for M parameters in D blocks of one size).
 """
 
-from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config import schema
-from factory.config.typed import key
+from factory.config.settings import Method
 from factory.methods.parts import nothing_trains, of_language, of_parts
 from factory.optimizers.spec import NEEDS_GPU, no_adam, state_bytes
 from factory.plan.rule import Case, Rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turns(schema.Method):
-    switch_interval: int = key("optimizer steps before other weights have their turn", low=1)
-    embedding: bool = key("the embedding is trained too")
-    head: bool = key("the output head and the last norm are trained too")
+class Turns(Method):
+    switch_interval: int = Field(description="optimizer steps before other weights have their turn", ge=1)
+    embedding: bool = Field(description="the embedding is trained too")
+    head: bool = Field(description="the output head and the last norm are trained too")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Turns):
-    order: Literal["ascending", "descending", "random"] = key(
-        "how the blocks follow each other: from the first layer, from the last, or shuffled anew each time round"
+    order: Literal["ascending", "descending", "random"] = Field(
+        description="how the blocks follow each other: from the first layer, from the last, or shuffled anew each "
+        "time round"
     )
 
 

@@ -3,12 +3,12 @@
 Gradients are kept and Adam has a state for the chosen elements only, from nothing when others have their turn.
 """
 
-from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.badam.spec import PARTS, Turns, notes, of_no_turns, trainable
 from factory.optimizers.spec import state_bytes
 from factory.plan.rule import Rule
@@ -18,10 +18,11 @@ __all__ = ["RANKS", "RULES", "Settings", "chosen", "copied", "gradients", "notes
 _WHOLE = 100  # elements: smaller tensors are trained as a whole
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Turns):
-    ratio: float = key("share of a tensor's elements that is trained at a time", above=0, high=1)
-    mask: Literal["adjacent", "scattered"] = key("whether these elements lie beside each other or all over the tensor")
+    ratio: float = Field(description="share of a tensor's elements that is trained at a time", gt=0, le=1)
+    mask: Literal["adjacent", "scattered"] = Field(
+        description="whether these elements lie beside each other or all over the tensor"
+    )
 
 
 def chosen(method: Settings, size: int) -> int:

@@ -1,13 +1,13 @@
 """Some decoder layers are trained, the rest is frozen (freeze-tuning: Houlsby et al. 2019; the paper, section 3.1)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config import schema
 from factory.config.refusal import did_you_mean
-from factory.config.typed import key
+from factory.config.settings import Method
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.parts import nothing_trains, of_language, of_parts
 from factory.plan.rule import Case, Rule
@@ -15,15 +15,16 @@ from factory.plan.rule import Case, Rule
 __all__ = ["RULES", "Settings", "optimizer_bytes", "shown", "trainable"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Method):
-    num_layers: int = key("how many decoder layers to train", low=1)
-    position: Literal["last", "first"] = key("which end of the model they are counted from")
-    layers: tuple[int, ...] | None = key("train just these decoder layers (from 0) instead")
-    modules: tuple[str, ...] | Literal["all"] = key(
-        "what to train of a layer, by name (mlp, self_attn.q_proj …), or all"
+class Settings(Method):
+    num_layers: int = Field(description="how many decoder layers to train", ge=1)
+    position: Literal["last", "first"] = Field(description="which end of the model they are counted from")
+    layers: tuple[int, ...] | None = Field(description="train just these decoder layers (from 0) instead")
+    modules: tuple[str, ...] | Literal["all"] = Field(
+        description="what to train of a layer, by name (mlp, self_attn.q_proj …), or all"
     )
-    extra_modules: tuple[str, ...] = key("what to train outside of the layers, by name (embed_tokens, norm, lm_head …)")
+    extra_modules: tuple[str, ...] = Field(
+        description="what to train outside of the layers, by name (embed_tokens, norm, lm_head …)"
+    )
 
 
 def chosen(method: Settings, arch: Architecture) -> tuple[int, ...]:

@@ -1,32 +1,31 @@
 """Every weight is trained."""
 
-from dataclasses import dataclass
 from math import prod
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config import schema
-from factory.config.typed import key
+from factory.config.settings import Method
 from factory.methods.parts import nothing_trains, of_parts
 from factory.optimizers.spec import state_bytes
 from factory.plan.choices import precision
 from factory.plan.rule import Case, Rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Method):
-    layerwise: bool = key("step each tensor within the backward pass and free its gradient: hardly any gradient memory")
-    max_grad_norm_per_tensor: float | None = key(
-        "with layerwise: clip each tensor's gradient norm to this; null: no clipping", above=0
+class Settings(Method):
+    layerwise: bool = Field(
+        description="step each tensor within the backward pass and free its gradient: hardly any gradient memory"
+    )
+    max_grad_norm_per_tensor: float | None = Field(
+        description="with layerwise: clip each tensor's gradient norm to this; null: no clipping", gt=0
     )
 
 
-def trainable(method: schema.Method, arch: Architecture) -> dict[str, Shape]:
+def trainable(method: Method, arch: Architecture) -> dict[str, Shape]:
     return of_parts(dict(arch.tensors()), method.parts, arch)
 
 
-def optimizer_bytes(
-    method: schema.Method, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int
-) -> int:
+def optimizer_bytes(method: Method, optimizer: str, shapes: dict[str, Shape], arch: Architecture, size: int) -> int:
     return state_bytes(optimizer, shapes, arch, size)
 
 

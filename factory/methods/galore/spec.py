@@ -1,10 +1,10 @@
 """Full-parameter training whose gradients of matrices are projected to a low rank (GaLore, Zhao et al. 2024)."""
 
-from dataclasses import dataclass
 from math import prod
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.optimizers.spec import HIDDEN, state_bytes
@@ -14,11 +14,10 @@ from factory.plan.rule import Case, Rule
 __all__ = ["RANKS", "RULES", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(full.Settings):
-    rank: int = key("rank of the projected gradient", low=1)
-    update_interval: int = key("optimizer steps between two singular value decompositions", low=1)
-    scale: float = key("the projected update is multiplied by this", above=0)
+    rank: int = Field(description="rank of the projected gradient", ge=1)
+    update_interval: int = Field(description="optimizer steps between two singular value decompositions", ge=1)
+    scale: float = Field(description="the projected update is multiplied by this", gt=0)
 
 
 def projected(arch: Architecture) -> set[str]:

@@ -1,10 +1,10 @@
 """A vector that scales keys, values and the last feed-forward layer's inputs (IA³, Liu et al. 2022, section 3.3)."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import PREFIX, Adapter, named, targets, unknown_names
 from factory.methods.lora.targets import RULES as TARGET_RULES
@@ -14,9 +14,10 @@ from factory.plan.rule import Case, Rule
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    scaled_inputs: tuple[str, ...] = key("those of the layers whose inputs are scaled; of the others, the outputs are")
+    scaled_inputs: tuple[str, ...] = Field(
+        description="those of the layers whose inputs are scaled; of the others, the outputs are"
+    )
 
 
 def peft(method: Settings, arch: Architecture) -> dict[str, Any]:

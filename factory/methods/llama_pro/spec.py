@@ -4,11 +4,12 @@ arXiv 2401.02415, section 3.2: the layers are split into groups, and each group'
 the matrices that write to the residual stream set to zero.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from pydantic import Field
 
 from factory.architecture import Architecture, Shape, text_numbers
-from factory.config import schema
-from factory.config.typed import key
+from factory.config.settings import Method
 from factory.methods.full.spec import optimizer_bytes
 from factory.plan.rule import Case, Rule
 
@@ -18,9 +19,10 @@ NUMBERS = ("mlp_only_layers", "rope_scaling_layers", "kv_source_layers")  # of c
 RESIDUAL = ("o_proj", "down_proj")  # what writes to the residual stream, of attention and of the MLP
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Method):
-    num_new_layers: int = key("how many layers to add, evenly spread; it divides the model's own number", low=1)
+class Settings(Method):
+    num_new_layers: int = Field(
+        description="how many layers to add, evenly spread; it divides the model's own number", ge=1
+    )
 
 
 def order(method: Settings, layers: int) -> list[tuple[int, bool]]:

@@ -1,10 +1,10 @@
 """The elementwise product of two low-rank matrices beside each linear layer (FedPara, Hyeon-Woo et al. 2022; LoHa)."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
@@ -12,10 +12,9 @@ from factory.methods.lora.targets import RULES as TARGET_RULES
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    rank: int = key("rank of each of the two matrices", low=1)
-    alpha: float = key("scale: the adapter adds alpha / rank times the product", above=0)
+    rank: int = Field(description="rank of each of the two matrices", ge=1)
+    alpha: float = Field(description="scale: the adapter adds alpha / rank times the product", gt=0)
 
 
 def trains_over(method: Settings, library: str, bits: int | None) -> bool:

@@ -1,10 +1,10 @@
 """A Kronecker product beside each linear layer, its larger factor of low rank (LoKr, Yeh et al. 2023, LyCORIS)."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.loha.spec import RULES, trains_over
 from factory.methods.lora.targets import PREFIX, Adapter, targets
@@ -12,10 +12,9 @@ from factory.methods.lora.targets import PREFIX, Adapter, targets
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    rank: int = key("rank of the larger factor; it is whole where it is not larger than twice that", low=1)
-    alpha: float = key("scale: the adapter adds alpha / rank times the product", above=0)
+    rank: int = Field(description="rank of the larger factor; it is whole where it is not larger than twice that", ge=1)
+    alpha: float = Field(description="scale: the adapter adds alpha / rank times the product", gt=0)
 
 
 def factors(size: int) -> tuple[int, int]:

@@ -1,11 +1,11 @@
 """A pair of low-rank matrices beside each linear layer (LoRA, Hu et al. 2022, equation 3), and what was made of it."""
 
-from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full import spec as full
 from factory.methods.lora.targets import PREFIX, Adapter, as_saved, left_out, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
@@ -20,21 +20,26 @@ _FROM_WEIGHTS = ("olora", "pissa", "loftq")
 _SAY_TRANSPOSED = {"gpt_oss"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    rank: int = key("rank of the matrices A and B", low=1)
-    alpha: float = key("scale: the adapter adds alpha / rank times BA", above=0)
-    dropout: float = key("dropout on the adapter's input", low=0, high=0.99)
-    target_experts: bool = key("adapt the matrices of a mixture's experts too, a pair A and B for each expert")
-    rslora: bool = key("scale by alpha / √rank instead (rsLoRA, arXiv 2312.03732)")
-    dora: bool = key("train each row's length apart from its direction (DoRA, arXiv 2402.09353)")
-    b_learning_rate_ratio: float = key("B learns at so many times the rate of A (LoRA+, arXiv 2402.12354)", above=0)
-    initialization: Literal["kaiming", "gaussian", "olora", "pissa", "loftq"] = key(
-        "how A and B start; olora (arXiv 2406.01775), pissa (2404.02948) and loftq (2310.08659) start from the weights"
+    rank: int = Field(description="rank of the matrices A and B", ge=1)
+    alpha: float = Field(description="scale: the adapter adds alpha / rank times BA", gt=0)
+    dropout: float = Field(description="dropout on the adapter's input", ge=0, le=0.99)
+    target_experts: bool = Field(
+        description="adapt the matrices of a mixture's experts too, a pair A and B for each expert"
     )
-    iterations: int | None = key(
-        "pissa: power iterations of a fast approximate SVD, null: the exact one; loftq: turns of rounding and SVD",
-        low=1,
+    rslora: bool = Field(description="scale by alpha / √rank instead (rsLoRA, arXiv 2312.03732)")
+    dora: bool = Field(description="train each row's length apart from its direction (DoRA, arXiv 2402.09353)")
+    b_learning_rate_ratio: float = Field(
+        description="B learns at so many times the rate of A (LoRA+, arXiv 2402.12354)", gt=0
+    )
+    initialization: Literal["kaiming", "gaussian", "olora", "pissa", "loftq"] = Field(
+        description="how A and B start; olora (arXiv 2406.01775), pissa (2404.02948) and loftq (2310.08659) start "
+        "from the weights"
+    )
+    iterations: int | None = Field(
+        description="pissa: power iterations of a fast approximate SVD, null: the exact one; loftq: turns of "
+        "rounding and SVD",
+        ge=1,
     )
 
 
@@ -58,7 +63,9 @@ def written(method: Settings) -> Settings:
     if not starts_from_weights(method):
         return method
     alpha = method.alpha * (sqrt(2) if method.rslora else 2)
-    return replace(method, rank=2 * method.rank, alpha=alpha, initialization="kaiming", iterations=None)
+    return method.model_copy(
+        update={"rank": 2 * method.rank, "alpha": alpha, "initialization": "kaiming", "iterations": None}
+    )
 
 
 def trains_over(method: Settings, library: str, bits: int | None) -> bool:

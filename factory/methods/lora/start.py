@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factory.architecture import Architecture
-from factory.config.schema import Quantization
+from factory.config.settings import Quantization
 from factory.methods.lora.spec import Settings, scaling, targets
 from factory.methods.lora.targets import PREFIX
 from factory.own_base import rest, turned

@@ -1,12 +1,12 @@
 """Which linear layers an adapter stands beside: what every method that adds adapters shares."""
 
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config import schema
 from factory.config.refusal import did_you_mean
-from factory.config.typed import key
+from factory.config.settings import Method
 from factory.methods.parts import nothing_trains, of_parts, part_of, parts_of
 from factory.plan.rule import Case, Rule
 
@@ -37,10 +37,9 @@ LEFT_OUT: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter(schema.Method):
-    target_modules: tuple[str, ...] | Literal["all-linear"] = key(
-        "linear layers by name (q_proj, v_proj …), or all-linear: all but the output head"
+class Adapter(Method):
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        description="linear layers by name (q_proj, v_proj …), or all-linear: all but the output head"
     )
 
 

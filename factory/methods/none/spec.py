@@ -1,14 +1,11 @@
 """Nothing is trained: the model as it is, or with a saved adapter of any method; what is only evaluated."""
 
-from dataclasses import dataclass
-
 from factory.architecture import Architecture, Shape
-from factory.config import schema
+from factory.config.settings import Method
 from factory.plan.rule import Case, Rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Method):
+class Settings(Method):
     pass
 
 

@@ -1,10 +1,10 @@
 """Rotations of each linear layer's input, block by block (OFT, Qiu et al. 2023; on the input: OFTv2, 2506.19847)."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
@@ -14,11 +14,10 @@ from factory.plan.rule import Case, Rule
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    block_size: int = key("inputs that are rotated together; it divides every layer's inputs", low=2)
-    neumann_terms: int | None = key(
-        "terms of the series that stands for the Cayley transform's inverse; null: the exact inverse", low=2
+    block_size: int = Field(description="inputs that are rotated together; it divides every layer's inputs", ge=2)
+    neumann_terms: int | None = Field(
+        description="terms of the series that stands for the Cayley transform's inverse; null: the exact inverse", ge=2
     )
 
 

@@ -1,10 +1,10 @@
 """Two vectors beside each linear layer, around random matrices that all layers share (VeRA, Kopiczko et al. 2024)."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from factory.architecture import Architecture, Shape
-from factory.config.typed import key
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, targets
 from factory.methods.lora.targets import RULES as TARGET_RULES
@@ -13,12 +13,11 @@ from factory.methods.lora.targets import over_bitsandbytes as trains_over
 __all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "saved", "trainable", "trains_over"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Adapter):
-    rank: int = key("rank of the shared random matrices", low=1)
-    dropout: float = key("dropout on the adapter's input", low=0, high=0.99)
-    initial: float = key("where the vector d starts; b starts at 0", above=0)
-    projection_seed: int = key("the seed of the random matrices", low=0)
+    rank: int = Field(description="rank of the shared random matrices", ge=1)
+    dropout: float = Field(description="dropout on the adapter's input", ge=0, le=0.99)
+    initial: float = Field(description="where the vector d starts; b starts at 0", gt=0)
+    projection_seed: int = Field(description="the seed of the random matrices", ge=0)
 
 
 def peft(method: Settings, arch: Architecture) -> dict[str, Any]:

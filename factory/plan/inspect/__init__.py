@@ -10,8 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from factory import templates
 from factory.config import groups, own
 from factory.config.refusal import Refusal, UserError, refusal, refuse
-from factory.config.schema import Evaluate
-from factory.config.settings import Settings
+from factory.config.settings import Evaluate, Settings
 from factory.data import catalogue, hub
 from factory.evaluation import spec as evaluation
 from factory.export.spec import is_export, place_of
@@ -57,16 +56,16 @@ class Tried:
         return None
 
 
-def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
+def look(settings: Settings, *, training: bool) -> Facts:
     """What is true for these settings. `training` also asks whether what the run needs can be reached."""
     tried, stage, judge = Tried(), settings.stage, getattr(settings.stage, "reward_model", None)
-    model = None if _bad("model", bad_keys) else tried(look_at_model, settings, training=training)
-    data = _data(settings, bad_keys, tried)
+    model = tried(look_at_model, settings, training=training)
+    data = _data(settings, tried)
     reward = None if judge is None else tried(look_at_reward, judge, settings.tracking)
-    benchmarks, harness = ({}, None) if _bad("evaluate", bad_keys) else _exams(settings.evaluate, tried)
+    benchmarks, harness = _exams(settings.evaluate, tried)
     for path in _own_template(settings):
         tried(templates.read, path)
-    folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training) if stage else None
+    folder = tried(look_at_folder, settings.run_dir, stage.resume, training=training)
     export = tried(look_at_export, settings)
     measured, unmeasured = calibration.read()
     return Facts(
@@ -85,20 +84,11 @@ def look(settings: Settings, bad_keys: set[str], *, training: bool) -> Facts:
     )
 
 
-def _bad(start: str, bad_keys: set[str]) -> bool:
-    return any(key.startswith(start) for key in bad_keys)
-
-
-def _data(settings: Settings, bad_keys: set[str], tried: Tried) -> dict[str, DataFacts]:
+def _data(settings: Settings, tried: Tried) -> dict[str, DataFacts]:
     """Of the sources that can be read, by name."""
-    asked = {
-        name: source
-        for name, source in (settings.data.sources or {}).items()
-        if not _bad(f"data.sources.{name}", bad_keys) and not (source.path is None and "data.path" in bad_keys)
-    }
-    listed = tried(catalogue.expand, asked, settings.data.names or ())  # none where the list is a bad value
-    sources = asked if listed is None else listed
-    stage = settings.stage.name if settings.stage else "sft"
+    listed = tried(catalogue.expand, settings.data.sources, settings.data.names)
+    sources = settings.data.sources if listed is None else listed
+    stage = settings.stage.name
     options = [folder / "data" for folder in groups.folders(settings.config_dirs) if folder != groups.CONF]
     found = {
         name: tried(look_at_data, name, source, stage, options)
@@ -123,31 +113,31 @@ def _exams(asked: Evaluate, tried: Tried) -> tuple[dict[str, BenchmarkFacts], Ha
 
 def _own_files(settings: Settings) -> dict[str, str]:
     """The user's files that a plan reads or runs, and functions that it calls, with hashes of them."""
-    code = [part.name for part in (settings.method, settings.stage) if part is not None and own.is_code(part.name)]
-    scales = [settings.export.calibration] if settings.verb == "export" and settings.export.calibration else []
+    code = [part.name for part in (settings.method, settings.stage) if own.is_code(part.name)]
+    scales = [settings.export.calibration] if settings.export and settings.export.calibration else []
     called = _own_functions(settings)
     return {name: own.digest(name) for name in (*code, *_own_template(settings), *scales, *called)}
 
 
 def _own_template(settings: Settings) -> list[str]:
-    return [name for name in (settings.model and settings.model.template,) if name and templates.is_file(name)]
+    return [name for name in (settings.model.template,) if templates.is_file(name)]
 
 
 def _own_functions(settings: Settings) -> list[str]:
     """The reward and the metrics as module:function."""
-    reward, metrics = getattr(settings.stage, "reward", None), (settings.evaluate and settings.evaluate.metrics) or ()
+    reward, metrics = getattr(settings.stage, "reward", None), settings.evaluate.metrics
     named = rewards.named(reward) if isinstance(reward, str) else None
     asked = [named.name] if named is not None and named.kind == "function" else []
     return asked + [name for name in metrics if evaluation.kind(name) == "function"]
 
 
-def asked(settings: Settings, bad_keys: set[str]) -> Any:
+def asked(settings: Settings) -> Any:
     """All that `look` reads of the settings: where two are equal, so is what it finds."""
     stage, data, evaluate = settings.stage, settings.data, settings.evaluate
-    of_stage = stage and (stage.name, stage.resume, getattr(stage, "reward_model", None))
+    of_stage = (stage.name, stage.resume, getattr(stage, "reward_model", None))
     exams = evaluate.benchmarks and (evaluate.benchmarks, evaluate.path, evaluate.shots, evaluate.max_samples)
     tasks = evaluate.harness and evaluate.harness_path
-    told = (
+    return (
         settings.model,
         _own_files(settings),
         data.sources,
@@ -158,13 +148,12 @@ def asked(settings: Settings, bad_keys: set[str]) -> Any:
         settings.tracking,
         settings.run_dir,
         settings.config_dirs,
-        settings.plan.format,
+        settings.plan and settings.plan.format,
     )
-    return *told, bad_keys
 
 
 def look_at_export(settings: Settings) -> ExportFacts | None:
-    if settings.verb != "export" or not settings.export.dir:
+    if settings.verb != "export" or settings.export is None or not settings.export.dir:
         return None
     path = place_of(settings.export.dir)
     nearest = _nearest(path.parent)  # it is written there, and renamed

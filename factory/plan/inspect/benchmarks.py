@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from factory.benchmarks import questions
-from factory.config.schema import Evaluate
+from factory.config.settings import Evaluate
 from factory.plan.facts import BenchmarkFacts
 
 

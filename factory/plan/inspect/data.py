@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from factory.config import registry
 from factory.config.refusal import UserError, did_you_mean, refuse
-from factory.config.schema import Source
+from factory.config.settings import Source
 from factory.data import formats, function, hub, read
 from factory.data.formats import FORMATS, BadRow, Record
 from factory.data.read import Broken, Row

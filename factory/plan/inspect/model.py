@@ -17,13 +17,12 @@ from typing import Any
 from factory import cache, own_base
 from factory.architecture import FAMILIES, Shape, text_numbers
 from factory.architecture.positions import reach, scalings
-from factory.config import models, registry, schema
+from factory.config import models, registry
 from factory.config.hub import ID as HUB_ID
 from factory.config.hub import ask, lost
 from factory.config.parsed import json_of
 from factory.config.refusal import UserError, refuse
-from factory.config.settings import Settings
-from factory.config.typed import Reader
+from factory.config.settings import Model, Settings
 from factory.plan import heads
 from factory.plan.facts import AdapterFacts, ModelFacts
 from factory.plan.inspect.walked import gguf_config, walked
@@ -68,7 +67,7 @@ def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     return found
 
 
-def _found(model: schema.Model, *, training: bool, replayed: bool) -> ModelFacts:
+def _found(model: Model, *, training: bool, replayed: bool) -> ModelFacts:
     """`replayed`: of a plan that is written for a later run."""
     path = local(model.path)
     if path.is_dir():
@@ -224,7 +223,7 @@ def _hub_file(path: str, name: str, revision: str | None) -> Path:
     return Path(cached)
 
 
-def _model_folder(folder: Path, model: schema.Model, *, training: bool) -> ModelFacts:
+def _model_folder(folder: Path, model: Model, *, training: bool) -> ModelFacts:
     shown = model.path
 
     def incomplete(wrong: str) -> UserError:
@@ -370,7 +369,7 @@ def _started(run: Plan) -> bool:
     """Whether the run's method took its start out of quantized weights."""
     steps = run.steps
     spec = registry.spec("methods", steps.attach.method)
-    settings = Reader().record(spec.Settings, steps.attach.settings)
+    settings = spec.Settings.model_validate(steps.attach.settings)
     return steps.quantize.bits is not None and registry.starts_from_weights(spec, settings)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from factory.config.parsed import yaml_of
 from factory.config.refusal import refuse
-from factory.config.schema import Tracking
+from factory.config.settings import Tracking
 from factory.plan import heads
 from factory.plan.facts import RewardFacts
 from factory.plan.inspect.model import fingerprint_of, head_shapes, local, look_at_adapter, safetensors_shapes

@@ -1,10 +1,10 @@
 """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290) and its kin: losses of pairs of answers."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from factory.config import schema
-from factory.config.typed import key
+from pydantic import Field
+
+from factory.config.settings import Metric, Stage
 from factory.data.record import Kind
 from factory.plan.rule import Case, Rule
 from factory.preference import LOSSES
@@ -30,21 +30,21 @@ Name = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Stage):
-    loss: Name = key("the preference loss; simpo and cpo need no reference model")
-    beta: float | None = key(
-        "strength of the pull to the reference model (of simpo: scale of the reward); null: what suits the loss",
-        above=0,
+class Settings(Stage):
+    loss: Name = Field(description="the preference loss; simpo and cpo need no reference model")
+    beta: float | None = Field(
+        description="strength of the pull to the reference model (of simpo: scale of the reward); null: what suits "
+        "the loss",
+        gt=0,
     )
-    label_smoothing: float = key(
-        "the share of pairs that are taken to be labelled the wrong way round", low=0, high=0.49
+    label_smoothing: float = Field(
+        description="the share of pairs that are taken to be labelled the wrong way round", ge=0, le=0.49
     )
-    gamma: float | None = key(
-        "simpo: the margin between the rewards that is aimed at; null: what suits the loss", low=0
+    gamma: float | None = Field(
+        description="simpo: the margin between the rewards that is aimed at; null: what suits the loss", ge=0
     )
-    nll_weight: float | None = key(
-        "weight of the chosen answers' own loss beside the preference's; null: what suits the loss", low=0
+    nll_weight: float | None = Field(
+        description="weight of the chosen answers' own loss beside the preference's; null: what suits the loss", ge=0
     )
 
 
@@ -52,7 +52,7 @@ KIND: Kind = "pairs"
 UNIT: Unit = "samples"
 SEQUENCES = 2
 READS = "answers"
-METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
+METRICS: tuple[Metric, ...] = ("rewards/accuracy", "rewards/margin")
 
 
 def resolved(own: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,23 @@
 """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300): a prompt's answers against each other."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from factory.config import schema
-from factory.config.typed import key
+from pydantic import Field
+
+from factory.config.settings import Metric
 from factory.data.record import Kind
 from factory.plan.rule import Case, Rule
 from factory.rollouts import spec as rollouts
 from factory.stages.loss import Unit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(rollouts.Settings):
-    loss: Literal["grpo", "dr_grpo"] = key(
-        "grpo: the mean over an answer's tokens, advantages over the group's standard deviation; "
+    loss: Literal["grpo", "dr_grpo"] = Field(
+        description="grpo: the mean over an answer's tokens, advantages over the group's standard deviation; "
         "dr_grpo (arXiv 2503.20783): neither"
     )
-    group_size: int = key("answers to the same prompt, which are judged against each other", low=2)
-    beta: float = key("weight of the KL to the reference in the loss", low=0)
+    group_size: int = Field(description="answers to the same prompt, which are judged against each other", ge=2)
+    beta: float = Field(description="weight of the KL to the reference in the loss", ge=0)
 
 
 KIND: Kind = "messages"
@@ -26,7 +25,7 @@ UNIT: Unit = "samples"
 READS = "answers"
 UNSCORED = True
 MEASURES = "reward, KL and length of answers"
-METRICS: tuple[schema.Metric, ...] = ("reward",)
+METRICS: tuple[Metric, ...] = ("reward",)
 new_tokens, notes = rollouts.new_tokens, rollouts.notes
 rollout_bytes, reward_bytes = rollouts.rollout_bytes, rollouts.reward_bytes
 

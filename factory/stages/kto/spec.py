@@ -1,20 +1,21 @@
 """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): answers with a label, one by one."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from factory.config import schema
-from factory.config.typed import key
+from pydantic import Field
+
+from factory.config.settings import Stage
 from factory.data.record import Kind
 from factory.plan.rule import Case, Rule
 from factory.stages.loss import Unit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Stage):
-    beta: float = key("strength of the pull to the reference model", above=0)
-    desirable_weight: float = key("what the loss of a wanted answer counts (paper, equation 8)", above=0)
-    undesirable_weight: float = key("what the loss of an unwanted answer counts (paper, equation 8)", above=0)
+class Settings(Stage):
+    beta: float = Field(description="strength of the pull to the reference model", gt=0)
+    desirable_weight: float = Field(description="what the loss of a wanted answer counts (paper, equation 8)", gt=0)
+    undesirable_weight: float = Field(
+        description="what the loss of an unwanted answer counts (paper, equation 8)", gt=0
+    )
 
 
 KIND: Kind = "labelled"

@@ -1,9 +1,7 @@
 """A reward model: a score for an answer, learned from pairs of them (Ouyang et al. 2022, arXiv 2203.02155, 3.5)."""
 
-from dataclasses import dataclass
-
 from factory.architecture import Architecture, Shape
-from factory.config import schema
+from factory.config.settings import Metric, Stage
 from factory.data.record import Kind
 from factory.plan import heads as saved
 from factory.plan.files import head_fits
@@ -13,8 +11,7 @@ from factory.stages.loss import Unit
 SCORE = "score_head.weight"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Stage):
+class Settings(Stage):
     pass
 
 
@@ -22,7 +19,7 @@ KIND: Kind = "pairs"
 UNIT: Unit = "samples"
 SEQUENCES = 2
 READS = "states"
-METRICS: tuple[schema.Metric, ...] = ("rewards/accuracy", "rewards/margin")
+METRICS: tuple[Metric, ...] = ("rewards/accuracy", "rewards/margin")
 WRITES = False
 
 

@@ -1,19 +1,19 @@
 """Supervised fine-tuning: the assistant's tokens, given the conversation before them (Wei et al. 2022)."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from factory.config import schema
-from factory.config.typed import key
+from pydantic import Field
+
+from factory.config.settings import Stage
 from factory.data.record import Kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(schema.Stage):
-    neftune_alpha: float | None = key(
-        "NEFTune: noise on the embeddings in training, of this strength (the paper has 5 to 15); null: none",
-        above=0,
-        high=100,
+class Settings(Stage):
+    neftune_alpha: float | None = Field(
+        description="NEFTune: noise on the embeddings in training, of this strength (the paper has 5 to 15); null: "
+        "none",
+        gt=0,
+        le=100,
     )
 
 

@@ -1,6 +1,5 @@
 """Adapters in the parts of a model that sees: just in those that are asked for."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def test_only_in_the_parts_asked_for(method: str, parts: tuple[str, ...], tiny_m
     arch: Architecture = walk(model)
     model.requires_grad_(False)
     like = built(tiny_model, f"method={method}", "method.rank=4")
-    settings = replace(like.settings, parts=parts)
+    settings = like.settings.model_copy(update={"parts": parts})
     attached = like.method.attach(model, settings, like.plan.steps.attach, arch)
     found = {name: tuple(value.shape) for name, value in attached.named_parameters() if value.requires_grad}
     assert found == registry.spec("methods", like.plan.steps.attach.method).trainable(settings, arch)

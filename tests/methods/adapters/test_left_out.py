@@ -1,6 +1,5 @@
 """Layers of Mamba's kinds whose weights its classes read by themselves: an adapter beside them would not train."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +49,7 @@ def test_a_layer_that_is_left_out_is_refused_by_its_name(tiny_model: Path) -> No
 
     def wrong(*names: str) -> Any:
         asked: Any = SimpleNamespace(
-            arch=arch, settings=SimpleNamespace(method=replace(settings, target_modules=names))
+            arch=arch, settings=SimpleNamespace(method=settings.model_copy(update={"target_modules": names}))
         )
         case: Case = asked
         return rule.wrong(case)

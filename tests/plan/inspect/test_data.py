@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from factory.config.refusal import Refusal, UserError
-from factory.config.schema import Source
+from factory.config.settings import Source
 from factory.plan.facts import DataFacts
 from factory.plan.inspect import data
 from factory.plan.inspect.data import look_at_data
@@ -401,7 +401,7 @@ def test_arrow_is_not_imported_for_a_file_of_lines(here: Path) -> None:
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from factory.plan.inspect.data import look_at_data
-from factory.config.schema import Source
+from factory.config.settings import Source
 values = dict(subset=None, split="train", revision=None, columns={{}}, tags={{}}, folder=None, max_samples=None)
 values |= dict(weight=1.0, rows=None, license=None)
 look_at_data("a", Source(origin="file", path="rows.jsonl", format="auto", **values), "sft")

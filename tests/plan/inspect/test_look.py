@@ -8,10 +8,8 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import fields, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,13 +19,11 @@ import yaml
 from conftest import compiled, refusals
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RevisionNotFoundError
 
-from factory.config import compose, settings
+from factory.config import compose
 from factory.config.refusal import UserError, refuse
 from factory.data import hub
 from factory.plan import anew
 from factory.plan.facts import Gpu
-from factory.plan.inspect import asked
-from factory.plan.inspect import look as look_around
 from factory.plan.inspect import machine as look
 from factory.plan.inspect.harness import look_at_harness
 from factory.plan.inspect.model import fingerprint_now
@@ -647,31 +643,6 @@ def test_without_the_driver_or_a_torch_for_it_there_is_no_amd_card(rocm: Path) -
     assert look.look_at_machine().gpus
     (rocm / "dev" / "kfd").unlink()
     assert look.look_at_machine().gpus == ()
-
-
-def test_where_nothing_else_is_asked_what_is_found_is_the_same(here: Path) -> None:
-    """`asked` names all that `look` reads: without the rest of the settings it finds the same."""
-    composed = compose.compose(compose.parse(["stage=dpo", "hardware=cpu"]))
-    chosen, problems, bad = settings.read(
-        composed.tree, options=composed.options, overrides=composed.overrides, run_dir="run"
-    )
-    assert not problems
-    data = replace(chosen.data, **{field.name: None for field in fields(chosen.data) if field.name in _UNASKED})
-    others = ("method", "precision", "compute", "hardware", "preview", "seed", "options")
-    stage = SimpleNamespace(name="dpo", resume=None)
-    bare = replace(chosen, data=data, stage=stage, **dict.fromkeys(others))
-    found = look_around(bare, bad, training=False)
-    machine = found.machine  # whose free memory changes
-    assert found == replace(look_around(chosen, bad, training=False), machine=machine)
-    assert asked(bare, bad) == asked(chosen, bad)
-    asking = ("model=smollm2_360m", "data=demo_tools", "stage=sft", "stage.resume=auto", "tracking=none")
-    for override in (*asking, "plan.format=yaml"):
-        other = compose.compose(compose.parse(["stage=dpo", "hardware=cpu", override]))
-        changed, _, _ = settings.read(other.tree, options={}, overrides=(), run_dir="run")
-        assert asked(changed, bad) != asked(chosen, bad), override
-
-
-_UNASKED = {"path", "max_samples", "max_length", "truncation", "packing", "mixing", "validation", "streaming", "tools"}
 
 
 def test_a_folder_of_task_files(here: Path) -> None:

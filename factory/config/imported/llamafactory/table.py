@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.imported.said import Said, names_of, text_of
-from factory.config.meant import SHORT
 from factory.config.parsed import yaml_of
 from factory.config.refusal import UserError, nearest, refusal
-from factory.config.typed import plain
+from factory.config.suggest import SHORT
+from factory.config.values import plain
 
 TABLE = Path(__file__).with_suffix(".yaml")
 _INFERENCE = "it is of inference or of an export, which have verbs of their own here"  # a reason of the table

@@ -1,16 +1,15 @@
-"""What was meant where a key, an option or a word of the command line does not exist."""
+"""Suggestions where a key, an option or a word of the command line does not exist."""
 
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from factory.config.groups import CONF
+from factory.config.groups import CONF, GROUPS
 from factory.config.hub import ID as HUB_ID
 from factory.config.parsed import yaml_of
 from factory.config.refusal import Refusal, alike, did_you_mean, nearest, refusal
-from factory.config.typed import plain
-from factory.run.folder import last_here
+from factory.config.values import plain
 
 # as people and other tools say it; what LLaMA-Factory says is in the table that its configs are read by
 SHORT = {
@@ -63,45 +62,40 @@ _HUB = {
 }
 
 
-def unknown_key(path: str, value: Any, known: list[str]) -> Refusal:
-    """`known`: the keys that could stand where this one stands."""
+def unknown_key(path: str, value: Any, known: list[str], every: list[str]) -> Refusal:
+    """Return the refusal of a key that does not exist. `known` could stand in its place; `every` are all keys."""
     group, dot, name = path.rpartition(".")
     if not dot:
-        known = [*_groups(), *sorted(_keys(), key=lambda key: key.count("."))]
+        groups = dict.fromkeys(key.partition(".")[0] for key in every)
+        known = [*groups, *sorted(every, key=lambda key: key.count("."))]
     lasts = {key.rpartition(".")[2]: key for key in reversed(known)}  # a shared group would make all of them alike
-    near, meant = alike(name, lasts), _named_so(path)
+    near, meant = alike(name, lasts), _of_that_name(path, every)
     sure = bool(dot and near) and not (meant or "").startswith(f"{group}.") and nearest(name, lasts, 0.75)
     found = lasts[near] if near and (sure or not meant) else meant
-    topic = f"explain {group.partition('.')[0]}" if dot else "--help"
     hint = f"did you mean {found}? " if found else ""
-    return refusal("unknown-key", f"{path}={plain(value)}", "there is no such key", hint=hint, topic=topic)
+    return refusal(
+        "unknown-key",
+        f"{path}={plain(value)}",
+        "there is no such key",
+        because="a key that nothing reads would be ignored",
+        fix=f"{hint}`factory {f'explain {group.partition(chr(46))[0]}' if dot else '--help'}` lists what there is",
+    )
 
 
-def flag_meant(flag: str) -> str:
-    """`did you mean X=…? ` for `--learning-rate`, or nothing; other tools have a flag where `resume` is a verb here."""
+def flag_meant(flag: str, every: list[str]) -> str:
+    """Return `did you mean X=…? ` for `--learning-rate`, or nothing; `--resume` of other tools is a verb here."""
     if flag == "--resume":
-        return "to go on with a run, `factory resume FOLDER`; "
-    found = _named_so(flag.lstrip("-").replace("-", "_"))
+        return "to continue a run, `factory resume FOLDER`; "
+    found = _of_that_name(flag.lstrip("-").replace("-", "_"), every)
     return f"did you mean {found}=…? " if found else ""
 
 
-def _named_so(path: str) -> str | None:
-    """The key that has this name in its own group's words, in another tool, or in another group."""
+def _of_that_name(path: str, every: list[str]) -> str | None:
+    """The key of this name in its own group's words, in another tool, or in another group."""
     group, dot, name = path.rpartition(".")
-    same = [key for key in _keys() if key.rpartition(".")[2] == name and (not dot or group in _groups())]
+    there = not dot or any(key.startswith(f"{group}.") for key in every)
+    same = [key for key in every if key.rpartition(".")[2] == name and there and "<name>" not in key]
     return IN_GROUP.get(group, {}).get(name) or _elsewhere(name) or next(iter(same), None)
-
-
-def _keys() -> list[str]:
-    from factory.config.settings import all_keys  # which reads this module
-
-    return [key.path for key in all_keys() if "<name>" not in key.path]
-
-
-def _groups() -> tuple[str, ...]:
-    from factory.config.settings import GROUPS, NAMED
-
-    return (*GROUPS, *NAMED)
 
 
 def _elsewhere(name: str) -> str | None:
@@ -148,24 +142,27 @@ def _own_options(group: str, name: str) -> str | None:
 
 
 def _rows_beside(name: str) -> str | None:
-    """A file of rows in the working folder that has this name but for its type."""
-    from factory.data.read import SUFFIXES
-
-    files = (f"{name}{suffix}" for suffix in SUFFIXES)
-    return next((file for file in files if os.path.isfile(file)), None)  # noqa: PTH113  as below
+    """A file in the working folder that has this name and another ending."""
+    if re.fullmatch(r"[\w.-]+", name) is None:
+        return None
+    return next((str(file) for file in sorted(Path().glob(f"{name}.*")) if file.is_file()), None)
 
 
 def not_a_setting(word: str, rest: list[str]) -> Refusal:
-    """Of a word without `=`: the setting that it is, or that it makes with the next one."""
-    if meant := setting_meant(word, rest):
-        return refusal("not-a-setting", word, "it is not key=value", hint=f"did you mean {meant}? ")
-    if os.sep in word:
-        return refusal("not-a-setting", word, "there is no such folder or file", hint=last_here())
-    return refusal("not-a-setting", word, "it is not key=value", hint="")
+    """Return the refusal of a word without `=`, with the setting that it makes, maybe with the next word."""
+    meant = setting_meant(word, rest)
+    missing = not meant and os.sep in word
+    return refusal(
+        "not-a-setting",
+        word,
+        "there is no such folder or file" if missing else "it is not key=value",
+        because="a command is VERB group=option key=value",
+        fix=f"{f'did you mean {meant}? ' if meant else ''}`factory --help` has examples",
+    )
 
 
 def setting_meant(word: str, rest: list[str]) -> str | None:
-    if word.partition(".")[0] in _groups() and rest and "=" not in rest[0]:
+    if word.partition(".")[0] in GROUPS and rest and "=" not in rest[0]:
         return f"{word}={rest[0]}"
     if os.path.isdir(word):  # noqa: PTH112  of a name that is too long, or in a closed folder, Path raises
         return f"run={word}"
