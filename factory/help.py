@@ -1,15 +1,12 @@
 """`--help` and `explain`: made from the groups, the schema and the rules, so that they cannot go stale."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from factory import templates
 from factory.config import compose, groups, registry
 from factory.config.keys import Key, describe, walk
-from factory.config.parsed import yaml_of
 from factory.config.refusal import catalogue, did_you_mean, refuse
 from factory.config.settings import GROUPS, NAMED, all_keys, having
 from factory.config.values import plain
@@ -80,7 +77,7 @@ def explained(name: str) -> str:
         return options + "\n".join(f"{key.path:<{width}}  {_in_a_list(key)}" for key in inside)
     if beside := [key for key in BESIDE if key == name or key.startswith(f"{name}.")]:
         return "\n".join(map(_beside, beside))
-    if found := [_option(group, file) for group, file in _options() if name in (file.stem, f"{group}={file.stem}")]:
+    if found := [_option(group, each) for group, each in _options() if name in (each, f"{group}={each}")]:
         return "\n".join(found)
     if (template := name.removeprefix("model.template=")) in templates.names():
         return f"model.template={template}\n  a chat template: as that of {templates.template(template).source}"
@@ -97,28 +94,27 @@ def _alike(name: str, keys: list[str]) -> str:
     """`did you mean X? ` of what can be explained: of `stage=dop` an option of stage."""
     group, chosen, _ = name.partition("=")
     if chosen and group in (*groups.GROUPS, "recipe"):
-        return did_you_mean(name, [f"{group}={file.stem}" for each, file in _options() if each == group])
-    return did_you_mean(name, keys if "." in name else [*(file.stem for _, file in _options()), *keys])
+        return did_you_mean(name, [f"{group}={option}" for each, option in _options() if each == group])
+    return did_you_mean(name, keys if "." in name else [*(option for _, option in _options()), *keys])
 
 
-def _options() -> Iterator[tuple[str, Path]]:
-    """The files of all options and recipes, with their groups."""
+def _options() -> Iterator[tuple[str, str]]:
+    """Every option and recipe with its group."""
     for group in groups.GROUPS:
-        yield from ((group, groups.CONF / group / f"{option}.yaml") for option in groups.options(group))
-    yield from (("recipe", file) for file in groups.recipe_files(()).values())
+        yield from ((group, option) for option in groups.options(group))
+    yield from (("recipe", name) for name in groups.recipes())
 
 
-def _option(group: str, file: Path) -> str:
+def _option(group: str, name: str) -> str:
     """What it is, what it is set over, and what it sets."""
-    text = file.read_text(encoding="utf-8")
-    tree = yaml_of(text.encode()) or {}
-    package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
-    of_runs = group == "recipe" and "runs" in tree  # whose keys are typed as they stand: runs.NAME.KEY
-    place = package[1].removeprefix("_global_") if package else "" if of_runs else group
-    below = [each for each in tree.pop("defaults", []) if not str(each).startswith("_")]
-    chosen = [f"{group}={each}" if isinstance(each, str) else _overridden(each) for each in below]
+    option = groups.packaged(group, name) if group != "recipe" else groups.of_file(groups.recipe_files(())[name])
+    of_runs = group == "recipe" and "runs" in option.config  # whose keys are typed as they stand: runs.NAME.KEY
+    place = option.package.removeprefix("_global_") if option.package else "" if of_runs else group
+    below = [each for each in option.config.get("defaults", []) if not str(each).startswith("_")]
+    chosen = [f"{group}={each.partition('@')[0]}" if isinstance(each, str) else _overridden(each) for each in below]
+    tree = {key: value for key, value in option.config.items() if key != "defaults"}
     values = [f"{key}={shown(value)}" for key, value in flat(tree, place)]
-    lines = [f"{group}={file.stem}", f"  {groups.said(file)}", *(f"    {line}" for line in (*chosen, *values))]
+    lines = [f"{group}={name}", f"  {option.about}", *(f"    {line}" for line in (*chosen, *values))]
     if group != "recipe":
         lines.append(f"  `factory explain {group}` lists the keys and the other options")
     return "\n".join(lines)
@@ -202,7 +198,7 @@ def _having(path: str) -> list[str]:
 @cache
 def _name(group: str, option: str) -> str | None:
     """The method's or stage's own, which an option that begins with another (dora with lora) takes from that one."""
-    keys = yaml_of((groups.CONF / group / f"{option}.yaml").read_bytes())
+    keys = groups.packaged(group, option).config
     return keys.get("name") or next(filter(None, (_name(group, base) for base in keys.get("defaults", []))), None)
 
 

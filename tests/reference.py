@@ -58,11 +58,11 @@ def options() -> Iterator[str]:
     for group in groups.GROUPS:
         if group != "model":
             yield from (f"## {group}", "")
-            files = {name: groups.CONF / group / f"{name}.yaml" for name in groups.options(group)}
-            yield from _table(("option", ""), ((name, groups.said(path)) for name, path in files.items()))
+            rows = ((name, groups.packaged(group, name).about) for name in groups.options(group))
+            yield from _table(("option", ""), rows)
     yield from ("## recipe", "")
-    files = {name: groups.ROOT / "recipes" / f"{name}.yaml" for name in groups.recipes()}
-    yield from _table(("recipe", ""), ((name, groups.said(path)) for name, path in files.items()))
+    files = groups.recipe_files(())
+    yield from _table(("recipe", ""), ((name, groups.of_file(files[name]).about) for name in groups.recipes()))
     yield from ("## model.template", "")
     found = {name: templates.template(name) for name in templates.names()}
     rows = ((name, each.source, each.tools) for name, each in found.items())

@@ -1,9 +1,12 @@
 """Groups of options, and recipes: where they lie, and their names."""
 
+import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
+from factory.config import tables
+from factory.config.parsed import yaml_of
 from factory.config.refusal import Refusal, refusal
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -39,6 +42,7 @@ def _said(folder: str) -> str:
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
     """The options of a group, those of the user's own folders included."""
     found = {path.stem for folder in folders(config_dirs) for path in (folder / group).glob("*.yaml")}
+    found |= tables.options(group).keys()
     return sorted(name for name in found if not name.startswith("_"))
 
 
@@ -49,11 +53,17 @@ def listed(found: list[str]) -> str:
     return f"{', '.join(found[: _SHOWN // 4])} … ({len(found)}; `factory models` lists them)"
 
 
-def said(option: Path) -> str:
-    """The comment that an option's or a recipe's file begins with."""
-    lines = option.read_text(encoding="utf-8").splitlines()
-    comment = takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("# @package"))
+def packaged(group: str, name: str) -> tables.Option:
+    """A packaged option: a row of a table, or a file, whose first comment says what it is."""
+    return tables.options(group).get(name) or of_file(CONF / group / f"{name}.yaml")
+
+
+def of_file(path: Path) -> tables.Option:
+    text = path.read_text(encoding="utf-8")
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    about = " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("# @package"))
+    package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
+    return tables.Option(about=about, config=yaml_of(text.encode()) or {}, package=package and package[1])
 
 
 def recipes(config_dirs: tuple[str, ...] = ()) -> list[str]:

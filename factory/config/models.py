@@ -1,13 +1,11 @@
-"""The options of the group `model` as a table, read from their files: to compose each would take Hydra 0.4 s."""
+"""The options of the group `model` as `factory models` lists them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.architecture import architecture, media_of
 from factory.config import groups
-from factory.config.parsed import yaml_of
 from factory.config.refusal import UserError, did_you_mean, refuse
 from factory.config.words import not_shown
 
@@ -32,75 +30,28 @@ class Row:
     audio: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Below:
-    """An option that the defaults of another name, `_self_` for its own keys: they stand below the keys `place`."""
+def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return an option's keys: of a packaged one those of its row, family and `_base`, without a composition.
 
-    option: str
-    place: list[str]
-    optional: bool = False
-
-
-def numbers(option: str, config_dirs: tuple[str, ...] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """An option's keys, those of its family and of `_base` below them. Raises UserError of a file that is no option.
-
-    `above`: the files whose defaults have led here.
+    Raises UserError for a file of the user's own that is no option.
     """
-    file = _file(option, config_dirs)
-    if file is None:
-        named = above[-1] if above else option
-        raise refuse("compose", str(named), f"its defaults name {option}", detail="there is no such option of `model`")
-    if file in above:
-        raise refuse("defaults-circle", str(file), "its defaults name the file itself", file=file)
-    tree, below = _read(file)
+    files = (folder / "model" / f"{option}.yaml" for folder in groups.folders(config_dirs)[:-1])
+    if (file := next((file for file in files if file.is_file()), None)) is not None:
+        from factory.config import compose
+
+        line = compose.CommandLine(overrides=(f"model={option}",), config_dirs=config_dirs)
+        try:
+            return dict(compose.compose(line).tree["model"])
+        except UserError as error:
+            raise UserError(*(replace(each, setting=str(file)) for each in error.refusals)) from None
+        except (TypeError, ValueError):
+            because, fix = "an option is a mapping of keys", "begin it with defaults: [_base]"
+            raise refuse("compose", str(file), "it is no mapping", because=because, fix=fix) from None
+    found = groups.packaged("model", option).config
     merged: dict[str, Any] = {}
-    for each in below:
-        if each.optional and _file(each.option, config_dirs) is None:
-            continue
-        found = tree if each.option == "_self_" else numbers(each.option, config_dirs, (*above, file))
-        for key in reversed(each.place):
-            found = {key: found}
-        merged = _merge(merged, found)
-    return merged
-
-
-def _file(option: str, config_dirs: tuple[str, ...]) -> Path | None:
-    places = (folder / "model" / f"{option}.yaml" for folder in groups.folders(config_dirs))
-    return next((path for path in places if path.is_file()), None)
-
-
-def _read(file: Path) -> tuple[dict[str, Any], list[_Below]]:
-    """An option's own keys, and what its defaults name: at the end the file itself, where they do not say where."""
-    own = _Below("_self_", [])
-    try:
-        tree = yaml_of(file.read_bytes()) or {}
-        below = [each for entry in tree.pop("defaults", None) or () if (each := _below(entry)) is not None]
-    except (ValueError, TypeError, AttributeError, OSError) as error:  # the middle ones of what is no mapping, no list
-        raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
-    return tree, below if own in below else [*below, own]
-
-
-def _below(entry: Any) -> _Below | None:
-    """What an entry of defaults names, in any form that Hydra reads; None of another group, or of keys beyond `model`.
-
-    These are NAME, /model/NAME and {/model: NAME}, each with a package, as in /model/NAME@_here_. Without one, what is
-    named from the root stands below a key `model` of the option: a package is counted from that of the file.
-    """
-    if isinstance(entry, dict):
-        ((group, name),) = entry.items()
-        group, at, package = str(group).partition("@")
-        entry = "_none_" if name is None else f"{group}/{name}{at}{package}"
-    said = str(entry)
-    name, at, package = said.removeprefix("optional ").partition("@")
-    option = name.removeprefix("/model/")
-    if option == "_none_" or option.startswith("/") or " " in option:
-        return None
-    place = package.split(".") if at else ["model"] * (option != name)
-    if place[:1] == ["_global_"]:
-        if place[1:2] != ["model"]:
-            return None
-        place = place[2:]
-    return _Below(option, [key for key in place if key not in ("_here_", "_group_")], said.startswith("optional "))
+    for base in found.get("defaults", ()):
+        merged = _merge(merged, numbers(base))
+    return _merge(merged, {name: value for name, value in found.items() if name != "defaults"})
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +109,6 @@ def option_of(path: object) -> str | None:
 
 @cache
 def _by_path() -> dict[str, str]:
-    """Without the options' numbers: those of all take half a second more."""
     return {_path(numbers(option)): option for option in reversed(groups.options("model"))}
 
 

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from factory.config.groups import CONF, GROUPS
+from factory.config import tables
+from factory.config.groups import GROUPS
 from factory.config.hub import ID as HUB_ID
 from factory.config.parsed import yaml_of
 from factory.config.refusal import Refusal, alike, did_you_mean, nearest, refusal
@@ -130,8 +131,8 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
 
 def _set_of(hub_id: str) -> str | None:
     """The option of a data set on the hub."""
-    files = {file.stem: yaml_of(file.read_bytes()) for file in sorted((CONF / "data").glob("[!_]*.yaml"))}
-    return next((name for name, keys in files.items() if keys.get("path") == hub_id), None)
+    rows = tables.options("data").items()
+    return next((name for name, row in rows if row.config.get("path") == hub_id), None)
 
 
 def _own_options(group: str, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The named data sets of conf/data and the built-in rows: each says what it is, and its rows align."""
+"""The named data sets and the built-in rows: each says what it is, and its rows align."""
 
 import base64
 import io
@@ -20,7 +20,6 @@ from factory.data.record import Kind, Record
 from factory.demo import images
 from factory.plan.inspect.data import look_at_data
 
-FOLDER = CONF / "data"
 GENERIC = ("demo", "file", "function", "llamafactory")
 NAMED = sorted(set(groups.options("data")) - set(GENERIC))
 FACTS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "sets.yaml").read_text(encoding="utf-8"))
@@ -71,9 +70,9 @@ def test_every_option_composes_under_its_own_name() -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_an_option_says_what_it_is(name: str) -> None:
-    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == f"# @package data.sources.{name}"
-    assert re.match(r"# \w.{15,}", lines[1])
+    option = groups.packaged("data", name)
+    assert option.package == f"data.sources.{name}"
+    assert re.match(r"\w.{15,}", option.about)
     source = sources()[name]
     assert source.license is not None and LICENCE.fullmatch(source.license)
     assert set(source.columns) <= formats.STANDARD
@@ -87,7 +86,7 @@ def test_the_golden_table_has_every_hub_set_and_where_its_facts_were_read() -> N
 
 
 def test_the_page_of_the_docs_lists_every_set() -> None:
-    lines = (FOLDER.parents[1] / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    lines = (CONF.parent / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
     listed = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
     for name, source in sources().items():
         rows = f"{source.rows:,}" if source.rows else ""

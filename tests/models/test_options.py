@@ -98,9 +98,9 @@ def test_an_option_is_read_as_hydra_composes_it() -> None:
         assert {**ours, "path": ours["hub"]} == composed
 
 
-def _own(folder: Path, text: str) -> tuple[str, ...]:
+def _own(folder: Path, text: str, name: str = "mine") -> tuple[str, ...]:
     (folder / "model").mkdir()
-    (folder / "model" / "mine.yaml").write_text(text, encoding="utf-8")
+    (folder / "model" / f"{name}.yaml").write_text(text, encoding="utf-8")
     return (str(folder),)
 
 
@@ -120,24 +120,15 @@ def test_an_option_of_ones_own_is_listed_however_it_names_its_base(defaults: str
     assert (row.path, row.parameters, row.license) == (base.path, base.parameters, "mine")
 
 
-@pytest.mark.parametrize(
-    "defaults",
-    [
-        "[llama3_8b, {/model: null}]",
-        "[llama3_8b, {optional /model@architecture: gone}]",
-        "[_base, {optional /model@architecture: llama3_8b}]",
-        "[llama3_8b@_global_.model]",
-        "[_self_, llama3_8b]",
-        "[llama3_8b, /model/smollm2_135m@architecture.inner]",
-        "[smollm2_135m@_global_.stage, _base@_group_]",
-        "[_base, /model/_base]",
-    ],
-)
-def test_an_option_of_ones_own_is_read_as_hydra_composes_it(defaults: str, tmp_path: Path) -> None:
-    dirs = _own(tmp_path, f"defaults: {defaults}\nlicense: mine\npath: me/mine\n")
-    tree = compose.compose(compose.CommandLine(overrides=("model=mine",), config_dirs=dirs)).tree["model"]
-    ours = json.dumps(models.numbers("mine", dirs)).replace('"${model.hub}"', json.dumps(tree["hub"]))
-    assert json.loads(ours) == tree
+@pytest.mark.parametrize("name", ["mine", "llama3_8b"])
+def test_a_file_of_ones_own_is_an_option_even_under_a_packaged_name(name: str, tmp_path: Path) -> None:
+    """It holds what it and its bases set, and nothing of the packaged row."""
+    dirs = _own(tmp_path, "defaults: [_qwen3]\nhub: me/mine\n", name)
+    line = compose.CommandLine(overrides=(f"model={name}",), config_dirs=dirs)
+    tree = compose.compose(line).tree["model"]
+    assert (tree["path"], tree["family"], tree["license"]) == ("me/mine", "qwen3", "apache-2.0")
+    assert (tree["template"], "hidden_size" in tree["architecture"]) == ("auto", False)
+    assert models.numbers(name, dirs) == tree
 
 
 @pytest.mark.parametrize(

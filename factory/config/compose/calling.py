@@ -48,7 +48,8 @@ def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
     _refuse_endless(config_dirs)
 
     def composing() -> Any:
-        with _beside_hydras_own(), _looking_first(config_dirs), initialize_config_dir(str(CONF), version_base="1.3"):
+        _look_in(config_dirs)
+        with _beside_hydras_own(), initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 return hydra_compose("config", overrides=overrides, return_hydra_config=True)
             except (HydraException, OmegaConfBaseException):
@@ -145,24 +146,11 @@ def _refuse_code(hydra: Any) -> None:
                 raise refuse("config-calls", f"{path}.{name}={plain(value)}", "a config may not name what is called")
 
 
-@contextmanager
-def _looking_first(config_dirs: tuple[str, ...]) -> Iterator[None]:
-    """Hydra started here looks into the user's own folders before the packaged one: hydra.searchpath comes after it."""
-    from hydra.core.config_search_path import ConfigSearchPath
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
+def _look_in(config_dirs: tuple[str, ...]) -> None:
+    """Have Hydra look into the user's own folders before the packaged one: hydra.searchpath comes after it."""
+    from factory.config.sources import Places
 
-    class OwnFirst(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            for folder in folders(config_dirs)[:-1]:
-                search_path.prepend("own", f"file://{folder}", anchor="main")  # Hydra decodes no URI
-
-    plugins = Plugins.instance()
-    plugins.register(OwnFirst)
-    try:
-        yield
-    finally:
-        plugins.plugin_type_to_subclass_list[SearchPathPlugin].remove(OwnFirst)
+    Places.folders = tuple(folders(config_dirs)[:-1])
 
 
 @contextmanager
@@ -232,8 +220,8 @@ def hydra_main(task: Callable[[Any], Any], arguments: list[str], config_dirs: tu
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises instead of printing its own half of a traceback
     sys.argv = [sys.argv[0], *arguments]
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
-    with _looking_first(config_dirs):
-        translated(run)
+    _look_in(config_dirs)
+    translated(run)
 
 
 def translated(composing: Callable[[], T]) -> T:
