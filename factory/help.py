@@ -7,10 +7,11 @@ from typing import Any
 from factory import templates
 from factory.config import compose, groups, registry
 from factory.config.keys import Key, describe, walk
-from factory.config.refusal import catalogue, did_you_mean, refuse
+from factory.config.refusal import did_you_mean, refuse
 from factory.config.settings import GROUPS, NAMED, all_keys, having
 from factory.config.values import plain
 from factory.plan.diff import flat, shown
+from factory.plan.rules import all_rules
 from factory.verbs import OWN, READ_RUNS
 
 FLAGS = {  # in a person's words
@@ -82,7 +83,13 @@ def explained(name: str) -> str:
     if (template := name.removeprefix("model.template=")) in templates.names():
         return f"model.template={template}\n  a chat template: as that of {templates.template(template).source}"
     hint = _alike(name, [key.path for key in keys])
-    raise refuse("unknown-key", name, "there is no such key, group or option", hint=hint, topic="--help")
+    raise refuse(
+        "unknown-key",
+        name,
+        "there is no such key, group or option",
+        because="a key that nothing reads would be ignored in silence",
+        fix=f"{hint}`factory --help` lists what there is",
+    )
 
 
 def _beside(key: str) -> str:
@@ -132,7 +139,7 @@ def _matches(path: str, name: str) -> bool:
 
 
 def _key(key: Key) -> str:
-    readers = [rule for rule, words in catalogue().items() if key.path in words.reads]
+    readers = [rule for rule in all_rules() if key.path in rule.keys]
     lines = [
         key.path,
         *(f"  {meaning}" for meaning in meanings(key)),
@@ -141,7 +148,7 @@ def _key(key: Key) -> str:
     ]
     if some := owners(key.path):
         lines.append(f"  of:       {', '.join(some)}")
-    lines.append(f"  rules:    {', '.join(readers) or 'none'}")
+    lines += ["  rules:", *(f"    [{rule.id}] {rule.reason}; {rule.fix}" for rule in readers)] if readers else []
     return "\n".join(lines)
 
 

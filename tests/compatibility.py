@@ -14,12 +14,12 @@ import pretended
 
 from factory.config import compose, groups, registry, settings
 from factory.config.keys import walk
-from factory.config.refusal import catalogue
 from factory.config.settings import Compute, Precision, Quantization, Strategy
 from factory.plan.compiler import compile
 from factory.plan.facts import Facts
 from factory.plan.inspect import look
 from factory.plan.plan import Plan
+from factory.plan.rules import all_rules
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 # a model of a usual architecture, small so that thousands of plans take seconds
@@ -225,7 +225,12 @@ def _others() -> list[str]:
 
 def _reasons(found: Together) -> list[str]:
     rules = {rule for pair in pairs() for rule in verdict(pair)} | {rule for each in found for rule in each}
-    return ["## The rules", "", *(f"- **{rule}**: because {catalogue()[rule].because}" for rule in sorted(rules))]
+    reasons = {rule.id: rule.reason for rule in all_rules()}
+    return [
+        "## The rules",
+        "",
+        *(f"- **{rule}**: because {reasons[rule]}" for rule in sorted(rules) if rule in reasons),
+    ]
 
 
 def write() -> None:

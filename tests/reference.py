@@ -44,7 +44,7 @@ def keys() -> Iterator[str]:
     for group, found in groupby(all_keys(), lambda key: key.path.partition(".")[0]):
         yield from (f"## {group}", "")
         columns = ("key", "default", "what it takes", "meaning")
-        rows = ((key.path, help.default(key.path), describe(key.kind, key.limits), _meaning(key)) for key in found)
+        rows = ((key.path, help.default(key.path), describe(key), _meaning(key)) for key in found)
         yield from _table(columns, rows)
 
 

@@ -30,9 +30,24 @@ def unusable_folders(config_dirs: tuple[str, ...]) -> Iterator[Refusal]:
     """Why some of them cannot be looked into."""
     for folder in config_dirs:
         if not Path(folder).is_dir():
-            yield refusal("config-dir", _said(folder), "there is no such folder")
+            yield refusal(
+                "config-dir",
+                _said(folder),
+                "there is no such folder",
+                because="your own options would be read from it",
+                fix="check the path",
+            )
         elif (Path(folder) / "config.yaml").is_file():
-            yield refusal("config-dir-defaults", _said(folder), "it has a config.yaml")
+            yield refusal(
+                "config-dir-defaults",
+                _said(folder),
+                "it has a config.yaml",
+                because=(
+                    "only options (model/NAME.yaml, data/NAME.yaml …) and recipes are read from it, and this would "
+                    "stand for all defaults"
+                ),
+                fix="move what it sets into recipes/NAME.yaml in that folder, and set recipe=NAME",
+            )
 
 
 def _said(folder: str) -> str:

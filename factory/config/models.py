@@ -72,7 +72,13 @@ def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list
     chosen = [row for row in found if all(word.lower() in _text(row) for word in words)]
     if not chosen:
         hint = did_you_mean(words[-1], [row.option for row in found] + [row.family for row in found])
-        raise refuse("no-such-model", " ".join(words), "no model option has all of these words", hint=hint)
+        raise refuse(
+            "no-such-model",
+            " ".join(words),
+            "no model option has all of these words",
+            because="`factory models` lists what has numbers of its own",
+            fix=f"{hint}any other model works by model.path=",
+        )
     return sorted(chosen, key=lambda row: (row.family, row.parameters or 0, row.option))
 
 

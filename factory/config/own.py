@@ -9,15 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from factory.config.refusal import UserError, catalogue, refuse
+from factory.config.refusal import UserError, refuse
 from factory.data import function
 from factory.data.record import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
 # what a spec and a run must have, both in the one file
 _NEEDED = {
-    "methods": ("Settings", "RULES", "trainable", "optimizer_bytes", "attach", "optimizer"),
-    "stages": ("Settings", "RULES", "KIND", "loss"),
+    "methods": ("Settings", "trainable", "optimizer_bytes", "attach", "optimizer"),
+    "stages": ("Settings", "KIND", "loss"),
 }
 
 
@@ -61,7 +61,6 @@ def _module(kind: str, path: str, sha256: str) -> ModuleType:
         raise _own_module(f"{group}.name={path}", error.refusals[0].wrong, group=group) from None
     if wrong := _wrong(kind, vars(found)):
         raise _own_module(f"{group}.name={path}", wrong, group=group)
-    catalogue().maps[0].update(vars(found).get("WORDS", {}))
     return found
 
 
@@ -71,11 +70,7 @@ def _wrong(kind: str, parts: dict[str, Any]) -> str | None:
         return f"it has no {', '.join(lacking)}"
     if parts.get("KIND", KINDS[0]) not in KINDS:
         return f"its KIND is {parts['KIND']}, none of {', '.join(KINDS)}"
-    words, packaged = parts.get("WORDS", {}), catalogue().maps[1]
-    if taken := sorted(words.keys() & packaged.keys()):
-        return f"its rule {taken[0]} has the name of another"
-    unsaid = [rule.id for rule in parts["RULES"] if rule.id not in words.keys() | packaged.keys()]
-    return f"its rule {unsaid[0]} has no words in WORDS" if unsaid else None
+    return None
 
 
 def _own_module(setting: str, wrong: str, group: str) -> UserError:

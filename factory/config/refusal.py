@@ -1,45 +1,10 @@
-"""What a user is told when something cannot work: one shape for every place that says it.
-
-The words (because, fix) and the keys that a rule reads are data, in `refusals.yaml` here and beside the methods and
-stages that have rules of their own.
-"""
+"""Refusals: what a user is shown when something cannot work, in one shape."""
 
 import difflib
-from collections import ChainMap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from factory.config.parsed import yaml_of
 from factory.config.redact import redacted
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """A rule's entry. `machine`: lacking here, not wrong in itself, so a warning in `plan` and a refusal in `train`."""
-
-    because: str
-    fix: str
-    reads: tuple[str, ...] = ()
-    machine: bool = False
-
-
-@cache
-def catalogue() -> ChainMap[str, Words]:
-    """Every rule id with its words, those of the user's own methods and stages (`factory.config.own`) first.
-
-    An id that stands in two files is a mistake of ours.
-    """
-    found: dict[str, Words] = {}
-    for path in sorted(_PACKAGE.glob("*/**/refusals.yaml")):
-        entries = yaml_of(path.read_bytes())
-        assert not found.keys() & entries.keys(), f"{path}: {found.keys() & entries.keys()}"
-        found |= {rule: Words(**{**words, "reads": tuple(words.get("reads", ()))}) for rule, words in entries.items()}
-    return ChainMap({}, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,39 +31,17 @@ class UserError(ValueError):
         self.refusals = refusals
 
 
-def refusal(
-    rule: str,
-    setting: str,
-    wrong: str,
-    *,
-    because: str | None = None,
-    fix: str | None = None,
-    machine: bool = False,
-    **values: Any,
-) -> Refusal:
+def refusal(rule: str, setting: str, wrong: str, *, because: str, fix: str, machine: bool = False) -> Refusal:
     """Return one problem: what was set, what is wrong, why, and what to do. A secret in what was set is not shown.
 
     `machine`: lacking here, not wrong in itself, so a warning in `plan` and a refusal in `train`.
     """
-    if because is None or fix is None:
-        words = catalogue()[rule]
-        because, machine = because or words.because.format_map(values), words.machine
-        fix = fix or words.fix.format_map(values)
     setting, wrong, because, fix = map(redacted, (setting, wrong, because, fix))
     return Refusal(rule=rule, setting=setting, wrong=wrong, because=because, fix=fix, machine=machine)
 
 
-def refuse(
-    rule: str,
-    setting: str,
-    wrong: str,
-    *,
-    because: str | None = None,
-    fix: str | None = None,
-    machine: bool = False,
-    **values: Any,
-) -> UserError:
-    return UserError(refusal(rule, setting, wrong, because=because, fix=fix, machine=machine, **values))
+def refuse(rule: str, setting: str, wrong: str, *, because: str, fix: str, machine: bool = False) -> UserError:
+    return UserError(refusal(rule, setting, wrong, because=because, fix=fix, machine=machine))
 
 
 _ALIKE = 0.65  # as difflib counts: `loar` and `lora` are, `foo` and `olora` or `question` and `solution` are not

@@ -32,8 +32,8 @@ def _bytes(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 2**10:
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value) if isinstance(value, str) else None
-    if found is None or found[2].lower() not in _UNITS:
-        raise ValueError("not a number with a unit")
+    if found is None or found[2].lower() not in _UNITS or float(found[1]) == 0:
+        raise ValueError("not a number above 0 with a unit")
     return round(float(found[1]) * _UNITS[found[2].lower()])
 
 

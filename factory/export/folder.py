@@ -33,7 +33,7 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
         if folder.exists() and any(folder.iterdir()):
             if not (plan.overwrite and spec.is_export(folder)):  # since the plan was made
                 raise refuse(
-                    "export-there",
+                    "export-dir",
                     f"export.dir={plan.dir}",
                     "there is something in it",
                     because="nothing is overwritten unasked",

@@ -1,12 +1,13 @@
-"""A folder per method: `spec` (keys, rules, parameter formulas; no torch), `run` (torch), `refusals.yaml` (words).
+"""A folder per method: `spec` (keys, rules, parameter formulas; no torch), `run` (torch).
 
-A spec has `Settings`, `RULES`, `trainable(method, arch)` and
+A spec has `Settings`, `trainable(method, arch)` and
 `optimizer_bytes(method, optimizer, shapes, arch, size)`. Where it applies also (`registry.hook` finds it)
 - `notes(method, arch)` that the plan shows, and `shown(settings)`, those of its keys that it shows; else all,
 - `at_end(method)`, in words what of the model is so only when all steps were made, None where nothing is,
 - `gradients(method, shapes, arch)`, elements, where not all of them are there at once,
 - `kept(method, shapes, arch, train)`, bytes of what gradients become as soon as they are whole, by tensor,
 - `copied(method, shapes, arch, mixed)`, elements, where weights stay in the frozen type and float32 copies are stepped,
+- `unfit(optimizer)`, the reason why an optimizer cannot step what it trains, or None,
 - `expanded(method, arch)` where the method adds layers,
 - `starts_from_weights(method)` where a run has `initialize`,
 - `attaches_to_shares(method)`, whether it reads no weight when it is attached; without it each rank reads all weights,

@@ -1,10 +1,9 @@
 """Which part of a model a tensor is of: a model that sees or hears has more than a language model."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from factory.architecture import Architecture, Shape, media_of
-from factory.plan.rule import Case
+from factory.plan.rule import Case, rule
 
 # what stands between the tower and the language model, in transformers' words, and what a tower is that hears
 _PROJECTORS = ("projector", "connector", "merger", "modality_projection", "perceiver")
@@ -42,35 +41,33 @@ def of_parts(shapes: dict[str, Shape], parts: tuple[str, ...], arch: Architectur
     return {name: shape for name, shape in shapes.items() if name not in fixed and part_of(name, arch) in parts}
 
 
-def nothing_trains(trainable: Callable[[Any, Architecture], dict[str, Shape]]) -> Callable[[Case], str | None]:
-    """A rule's test: whether no tensor is in the chosen parts."""
-
-    def wrong(case: Case) -> str | None:
-        method, arch = case.settings.method, case.arch
-        if trainable(method, arch):
-            return None
-        return f"nothing of this model would be trained; its parts are {', '.join(sorted(parts_of(arch)))}"
-
-    return wrong
-
-
-def of_language(
-    trainable: Callable[[Any, Architecture], dict[str, Shape]], *keys: str
-) -> Callable[[Case], tuple[str, str] | None]:
-    """A rule's test: whether one of the method's keys is asked for that nothing reads where other parts alone train."""
-
-    def unread(case: Case) -> tuple[str, str] | None:
-        method = case.settings.method
-        if "language" in method.parts or not trainable(method, case.arch):
-            return None
-        wrong = f"it is of the language model, and method.parts=[{','.join(method.parts)}] leaves that out"
-        return next(((f"method.{key}", wrong) for key in keys if case.asked(f"method.{key}")), None)
-
-    return unread
+@rule(
+    "nothing-trains",
+    keys=("method.parts", "method.name", "model.path"),
+    reason="a run that changes no weight is a mistake",
+    fix="set method.parts to parts that the model has, or another method; `factory evaluate` measures a model as it is",
+)
+def nothing_trains(case: Case) -> str | None:
+    """Leave methods that name what they train to their own rules, which say which name is wrong."""
+    method = case.settings.method
+    names = hasattr(method, "target_modules") or hasattr(method, "modules")
+    return None if names or case.settings.verb != "train" else nothing_there(case)
 
 
-def needs_media(case: Case) -> str | None:
-    """A rule's test: whether a part is chosen that nothing in the data ever reaches."""
+def nothing_there(case: Case) -> str | None:
+    """Return what is wrong where the chosen parts of the model have nothing to train."""
+    if case.trained or case.heads:
+        return None
+    return f"nothing of this model would be trained; its parts are {', '.join(sorted(parts_of(case.arch)))}"
+
+
+@rule(
+    "parts-need-images",
+    keys=("method.parts", "model.path", "data.sources"),
+    reason="from text alone these tensors get no gradient, and would stay as they are",
+    fix="set method.parts=[language]",
+)
+def parts_need_images(case: Case) -> str | None:
     given, there = _given(case), parts_of(case.arch)
     chosen = [part for part in case.settings.method.parts if part in _REACHED_BY and part in there]
     unreached = [part for part in chosen if not given & set(_REACHED_BY[part])]

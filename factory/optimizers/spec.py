@@ -4,7 +4,8 @@ from collections.abc import Callable
 from math import ceil, prod
 
 from factory.architecture import Architecture, Shape
-from factory.plan.rule import Case, Rule
+from factory.config import registry
+from factory.plan.rule import Broken, Case, rule
 
 State = Callable[[Shape, int], float]  # of a tensor's shape, and the bytes of a number that it is held in
 _BLOCK = 256  # elements that share a quantization constant (Dettmers et al. 2022, section 2.1)
@@ -160,15 +161,20 @@ def blocks(name: str, size: int, dtype_bytes: int, device: str) -> list[int]:
     return [*([whole] * (made // whole + anew)), *rest] if made else []
 
 
-def _gpu_only(case: Case) -> str | None:
-    name = case.settings.stage.optimizer
-    return f"{name} needs a GPU" if name in NEEDS_GPU and case.device == "cpu" else None
+@rule(
+    "optimizer",
+    keys=("stage.optimizer", "method.name", "hardware.device"),
+    reason="the method changes the optimizer's gradient or state, which this optimizer has no place for",
+    fix="set stage.optimizer=adamw or adamw_8bit",
+)
+def optimizer(case: Case) -> str | Broken | None:
+    name, unfit = case.settings.stage.optimizer, registry.hook(case.method_spec, "unfit")
+    if name in NEEDS_GPU and case.device == "cpu":
+        reason = "paging moves the optimizer's state between a GPU's memory and the machine's"
+        return Broken(message=f"{name} needs a GPU", reason=reason, fix="set the optimizer without paged_")
+    return unfit and unfit(name)
 
 
-def no_adam(case: Case) -> str | None:
-    """For the methods that are made of AdamW's steps, in 8 bits or not."""
-    name = case.settings.stage.optimizer
+def no_adam(name: str) -> str | None:
+    """Return why a method that is made of AdamW's steps, in 8 bits or not, cannot take an optimizer."""
     return f"the method is made of AdamW's steps, not of {name}'s" if "adamw" not in name else None
-
-
-RULES = (Rule("optimizer-needs-gpu", _gpu_only),)

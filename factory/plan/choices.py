@@ -89,7 +89,19 @@ def processes(case: Case) -> int:
 
 def warnings(case: Case) -> tuple[str, ...]:
     """Of what works, and is seldom meant."""
-    return (*_unread(case), *_emulated(case))
+    return (*_ignored(case), *_unread(case), *_emulated(case))
+
+
+def _ignored(case: Case) -> Iterator[str]:
+    """Yield the settings that were made and change nothing, where another choice was probably meant."""
+    stage, method, model = case.settings.stage, case.settings.method, case.settings.model
+    trains, rate = case.settings.verb == "train", method.learning_rate
+    if trains and case.asked("method.learning_rate") and stage.learning_rate != rate:
+        yield f"method.learning_rate={rate}: stage.learning_rate={stage.learning_rate:g} comes before it"
+    if method.quantization.method != "bitsandbytes" and method.quantization.bits is None:
+        yield f"method.quantization.method={method.quantization.method}: set method.quantization.bits to quantize"
+    if model.revision is not None and case.model.source != "hub":
+        yield f"model.revision={model.revision}: the model is a {case.model.source}, which has none"
 
 
 def _unread(case: Case) -> Iterator[str]:

@@ -53,11 +53,8 @@ PRECISIONS: dict[str, Numbers] = {
 def compile(settings: Settings, facts: Facts, *, training: bool) -> plan.Plan | list[Refusal]:
     """The plan, or every refusal. What only this machine lacks is a warning unless `training`."""
     case, found = _case(settings, facts)
-    found = [*facts.problems, *found]
-    rules = rules_for(settings.method.name, settings.stage.name)
-    if settings.verb == "export":
-        rules = (*rules, *exporting.RULES)
-    found += [refusal for rule in rules if rule.applies(case) and (refusal := rule.check(case)) is not None]
+    rules = [rule for rule in rules_for(settings) if rule.applies(case)]
+    found = [*facts.problems, *found, *(refusal for rule in rules for refusal in rule.refusals(case))]
     refusals = [refusal for refusal in found if training or not refusal.machine]
     if refusals or not case.known:
         return refusals or found
@@ -289,7 +286,7 @@ def _harness(case: Case) -> plan.PlannedHarness | None:
     if not asked.harness:
         return None
     return plan.PlannedHarness(
-        tasks=asked.harness,
+        tasks=tuple(dict.fromkeys(asked.harness)),
         path=found and found.path,
         sha256=found and found.sha256,
         shots=asked.harness_shots,

@@ -4,41 +4,58 @@ from collections.abc import Iterator, Sequence
 
 from factory.architecture.traits import TEXT_APART
 from factory.config import registry
-from factory.config.extras import install
 from factory.config.refusal import nearest
 from factory.config.words import counted
 from factory.data.formats import FORMATS
 from factory.data.record import MEDIA
 from factory.plan import choices
 from factory.plan.facts import DataFacts
-from factory.plan.rule import Case, Rule
-
-INTERLEAVED = ("interleave_under", "interleave_over")
+from factory.plan.rule import Broken, Case, rule
 
 
-def _no_data(case: Case) -> str | None:
+@rule(
+    "no-data",
+    keys=("data.sources",),
+    reason="there is nothing to train on",
+    fix="set data=demo, or data=file data.path=FILE",
+)
+def no_data(case: Case) -> str | None:
     unread = case.settings.verb == "export"
     return None if case.settings.data.sources or unread else "no data set is selected"
 
 
-def _path_unread(case: Case) -> str | None:
+@rule(
+    "data-path-unread",
+    keys=("data.path", "data.names", "data.sources"),
+    reason="it would be ignored and another set trained",
+    fix="add data=file",
+)
+def data_path_unread(case: Case) -> str | Broken | None:
     data = case.settings.data
-    used = data.path is None or any(source.path == data.path for source in data.sources.values())
-    return None if used else "no selected data set reads it"
+    if data.path is not None and all(source.path != data.path for source in data.sources.values()):
+        return "no selected data set reads it"
+    if data.names and all(source.origin != "catalogue" for source in data.sources.values()):
+        fix = "add data=llamafactory data.path=DIR/dataset_info.json, or name options of the group, as data=[a,b]"
+        return Broken(key="data.names", message="no catalogue is selected", fix=fix)
+    return None
 
 
-def _names_unread(case: Case) -> str | None:
-    data = case.settings.data
-    catalogue = any(source.origin == "catalogue" for source in data.sources.values())
-    return "no catalogue is selected" if data.names and not catalogue else None
-
-
-def _hub_unreachable(case: Case) -> tuple[str, str] | None:
+@rule(
+    "hub-unreachable",
+    keys=("data.sources.<name>.path", "data.sources.<name>.revision", "data.names"),
+    reason="its rows are not on this machine",
+    fix=(
+        "check the network, set HF_ENDPOINT to a mirror, or HF_DATASETS_OFFLINE=1 where the set was "
+        "downloaded before; or name a file with data=file data.path=FILE"
+    ),
+    machine=True,
+)
+def hub_unreachable(case: Case) -> Broken | None:
     for name, found in case.facts.data.items():
         if found.unreachable and name in case.settings.data.sources:
-            return f"data.sources.{name}.path", found.unreachable
+            return Broken(key=f"data.sources.{name}.path", message=found.unreachable)
         if found.unreachable:
-            return "data.names", f"{name} is {found.path} on the hub: {found.unreachable}"
+            return Broken(key="data.names", message=f"{name} is {found.path} on the hub: {found.unreachable}")
     return None
 
 
@@ -47,14 +64,24 @@ def _of_another_stage(case: Case) -> tuple[str, DataFacts] | None:
     return next(((name, data) for name, data in case.facts.data.items() if data.kind not in kinds), None)
 
 
-def _columns_for_stage(case: Case) -> str | None:
+@rule(
+    "columns-for-stage",
+    keys=("data.sources", "stage.name"),
+    reason=(
+        "pt reads plain text, sft conversations, dpo, orpo and rm pairs of answers, kto answers with a label,"
+        " ppo and grpo prompts, by themselves or of conversations"
+    ),
+    fix="map columns with data.sources.NAME.columns, or set another stage",
+)
+def columns_for_stage(case: Case) -> Broken | None:
     if (found := _of_another_stage(case)) is None:
         return None
     (name, data), stage, kinds = found, case.settings.stage.name, registry.reads(case.stage_spec)
-    return f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={stage} needs {' or '.join(kinds)}"
+    wrong = f"{name} holds {data.kind} ({', '.join(data.columns)}), stage={stage} needs {' or '.join(kinds)}"
+    return Broken(message=wrong, fix=f"{_stages_that_read(case)}or map columns with data.sources.NAME.columns")
 
 
-def _stages_that_read(case: Case) -> dict[str, str]:
+def _stages_that_read(case: Case) -> str:
     """Those that take the rows as they are, before those that sample answers of their own."""
     found = _of_another_stage(case)
     specs = {name: registry.spec("stages", name) for name in registry.names("stages")}
@@ -62,7 +89,7 @@ def _stages_that_read(case: Case) -> dict[str, str]:
     names.sort(key=lambda name: registry.samples_answers(specs[name]))
     others = f" ({', '.join(names[1:])} take them too)" if names[1:] else ""
     otherwise = _whatever_the_label(case, found) + _prompts_alone(case, found)
-    return {"stages": f"set stage={names[0]}{others}, {otherwise}" if names else ""}
+    return f"set stage={names[0]}{others}, {otherwise}" if names else ""
 
 
 def _whatever_the_label(case: Case, found: tuple[str, DataFacts] | None) -> str:
@@ -86,7 +113,16 @@ def _prompts_alone(case: Case, found: tuple[str, DataFacts] | None) -> str:
     return f"or data.sources.{name}.format=prompts to read the prompts alone, "
 
 
-def _validation_set(case: Case) -> str | None:
+@rule(
+    "validation-set",
+    keys=("data.validation", "data.sources"),
+    reason=(
+        "one of the selected sets is held out whole, the others are trained (with `factory evaluate` it may "
+        "be the only one)"
+    ),
+    fix="name one of several selected sets, as data=[alpaca,file] data.validation=file",
+)
+def validation_set(case: Case) -> str | None:
     name, sets = case.settings.data.validation, case.facts.data
     if name is None or not sets:
         return None
@@ -95,79 +131,66 @@ def _validation_set(case: Case) -> str | None:
     return "nothing is left to train on" if len(sets) == 1 and not choices.measured_alone(case.settings, sets) else None
 
 
-def _trained_sets(case: Case) -> int:
-    return len(case.facts.data) - (case.settings.data.validation in case.facts.data)
-
-
-def _one_to_mix(case: Case) -> str | None:
-    one = case.settings.data.mixing in INTERLEAVED and _trained_sets(case) == 1
-    return "there is one set to train on" if one else None
-
-
-def _stream_without_end(case: Case) -> str | None:
-    wrong = case.settings.data.streaming and case.settings.stage.max_steps is None
-    return "how many steps an epoch has is not known" if wrong else None
-
-
-def _stream_drawn(case: Case) -> tuple[str, str] | None:
-    """What is drawn by seed out of all rows needs all rows."""
-    data = case.settings.data
+@rule(
+    "streaming",
+    keys=(
+        "data.streaming",
+        "data.max_samples",
+        "data.mixing",
+        "data.sources",
+        "data.validation",
+        "stage.name",
+        "stage.max_steps",
+        "hardware.num_processes",
+    ),
+    reason="a stream is read once, in order, a block at a time",
+    fix="remove it, or set data.streaming=false",
+)
+def streaming(case: Case) -> str | Broken | None:
+    """Name what needs all rows, or their number, before they are trained."""
+    data, stage = case.settings.data, case.settings.stage.name
     if not data.streaming:
         return None
+    if case.settings.stage.max_steps is None:
+        reason = "the learning rate's schedule and the end of the run follow from the number of steps"
+        fix = "set stage.max_steps, or data.streaming=false"
+        return Broken(message="how many steps an epoch has is not known", reason=reason, fix=fix)
+    if case.settings.hardware.num_processes > 1:
+        return "each of several processes would read all of the stream"
+    if registry.samples_answers(case.stage_spec):
+        return f"which prompts stage={stage} would answer is not known before they are read"
+    if choices.needs_reference(case):
+        return f"the loss of stage={stage} reads the reference's log-probabilities, taken before training"
     if choices.measured_alone(case.settings, case.facts.data):
-        return "data.streaming", f"data.validation={data.validation} leaves no set to stream"
+        return f"data.validation={data.validation} leaves no set to stream"
     if data.max_samples is not None:
-        return "data.max_samples", "a stream's rows are not known before they are drawn"
+        return Broken(key="data.max_samples", message="a stream's rows are not known before they are drawn")
     for name, found in case.facts.data.items():
         if found.max_samples is not None:
-            return "data.streaming", f"data.sources.{name}.max_samples draws out of rows that are not known"
+            return f"data.sources.{name}.max_samples draws out of rows that are not known"
         if data.mixing == "concat" and found.weight != 1:
-            return "data.streaming", f"data.sources.{name}.weight repeats rows that have gone by"
+            return f"data.sources.{name}.weight repeats rows that have gone by"
     return None
 
 
-def _isolation_without_packing(case: Case) -> str | None:
-    set_by_user = case.settings.data.isolate_documents != "auto"
-    return "nothing is packed" if set_by_user and not choices.packing(case) else None
-
-
-# what is said of conversations alone, and the value that says nothing
-CHAT_KEYS = {"train_on_prompt": False, "mask_history": False, "reasoning": "template", "tools": "auto"}
-
-
-def _chat_keys_on_text(case: Case) -> tuple[str, str] | None:
-    data = case.settings.data
-    if case.stage_spec.KIND != "text":
+@rule(
+    "rows-packed",
+    keys=("data.packing", "data.sources", "stage.name"),
+    reason="each answer is judged by itself, and stands in a row of its own",
+    fix="set data.packing=false",
+)
+def rows_packed(case: Case) -> str | Broken | None:
+    kind, media = case.stage_spec.KIND, shown(case)
+    if not choices.packing(case):
         return None
-    named = [name for name, nothing in CHAT_KEYS.items() if getattr(data, name) != nothing]
-    if named:
-        return f"data.{named[0]}", "it has no meaning for plain text"
-    return ("data.truncation", "plain text has no response") if data.truncation == "keep_response" else None
-
-
-def _response_alone(case: Case) -> tuple[str, str] | None:
-    data, kind = case.settings.data, case.stage_spec.KIND
-    if kind not in ("pairs", "labelled"):
+    if kind in ("pairs", "labelled"):
+        return f"{kind} are a row each"
+    if registry.samples_answers(case.stage_spec):
+        return "prompts are answered one by one"
+    if not media:
         return None
-    named = [name for name in ("train_on_prompt", "mask_history") if getattr(data, name)]
-    return (f"data.{named[0]}", f"of {kind} the response alone is judged") if named else None
-
-
-def _judged_packed(case: Case) -> str | None:
-    kind = case.stage_spec.KIND
-    judged = kind in ("pairs", "labelled") and choices.packing(case)
-    return f"{kind} are a row each" if judged else None
-
-
-def _cut_but_packed(case: Case) -> str | None:
-    text = case.stage_spec.KIND == "text"
-    asked = case.settings.data.truncation in ("error", "left", "right")
-    return "no document of packed text is too long" if text and choices.packing(case) and asked else None
-
-
-def _prompt_and_last_answer(case: Case) -> str | None:
-    data = case.settings.data
-    return "data.train_on_prompt trains what this masks" if data.mask_history and data.train_on_prompt else None
+    reason = "the places of an image's tokens in time, height and width are counted within one row"
+    return Broken(message=f"rows with {media[0][1]} are not packed", reason=reason)
 
 
 def shown(case: Case) -> list[tuple[str, str]]:
@@ -175,71 +198,38 @@ def shown(case: Case) -> list[tuple[str, str]]:
     return [(name, column) for name, data in case.facts.data.items() for column in data.media]
 
 
-def _media_not_taken(case: Case) -> str | None:
-    taken = case.traits.media
+@rule(
+    "media-not-taken",
+    keys=("data.sources", "data.video_fps", "model.path", "stage.name"),
+    reason="an answer about what the model neither sees nor hears would teach it to guess",
+    fix=(
+        "choose a model that does (`factory models vision`, `factory models audio`), or another data set; where the "
+        "texts say enough, take these columns and their marks <image>, <video> and <audio> out of the rows"
+    ),
+)
+def media_not_taken(case: Case) -> str | Broken | None:
+    kind, taken, stage = case.arch.kind, case.traits.media, case.settings.stage.name
     for name, column in shown(case):
-        if column in taken and case.arch.kind in TEXT_APART:
-            alone = "transformers can call the language model alone"
-            return f"{name} has {column}, and of a {case.arch.kind} model {alone}"
+        if column in taken and kind in TEXT_APART:
+            return f"{name} has {column}, and transformers can call only the language model of a {kind} model"
         if column not in taken:
             *others, last = ["text", *taken]
-            return (
-                f"{name} has {column}, and the model takes {', '.join(others)}{' and ' if others else ''}{last} alone"
+            return f"{name} has {column}, and the model takes only {', '.join(others)}{' and ' if others else ''}{last}"
+        if stage == "kto" or registry.samples_answers(case.stage_spec):
+            reason = "the stage pairs each prompt with answers other than the row's own"
+            return Broken(
+                message=f"{name} has {column}, and stage={stage} reads only text",
+                reason=reason,
+                fix="use a set of text only, or stage=dpo with pairs",
+            )
+        if column == "videos" and kind == "llava_onevision" and case.settings.data.video_fps is not None:
+            return Broken(
+                key="data.video_fps",
+                message="longer videos have more frames",
+                reason="LLaVA-OneVision's class takes all videos of a batch as one tensor of equally many frames",
+                fix="set data.video_fps=null, which takes data.video_frames of each",
             )
     return None
-
-
-def _media_packed(case: Case) -> str | None:
-    media = shown(case)
-    return f"rows with {media[0][1]} are not packed" if media and choices.packing(case) else None
-
-
-# what is said of videos alone, and the value that says nothing
-VIDEO_KEYS = {"video_fps": 2.0, "video_frames": 128}
-
-
-def _videos(case: Case) -> bool:
-    return any(column == "videos" for _, column in shown(case))
-
-
-def _video_keys_unread(case: Case) -> tuple[str, str] | None:
-    if _videos(case) or any(data.peeked for data in case.facts.data.values()):
-        return None
-    named = [name for name, nothing in VIDEO_KEYS.items() if getattr(case.settings.data, name) != nothing]
-    return (f"data.{named[0]}", "no row has a video") if named else None
-
-
-def _videos_of_one_length(case: Case) -> str | None:
-    wrong = "longer videos have more frames"
-    one_tensor = case.arch.kind == "llava_onevision" and case.settings.data.video_fps is not None
-    return wrong if one_tensor and _videos(case) else None
-
-
-# what decodes them, and what the processors of videos are made with
-_PACKAGES = {"videos": ("av", "torchvision"), "audios": ("av",)}
-_MEDIA_EXTRAS = {"videos": "vision", "audios": "audio"}
-
-
-def _lacking(case: Case) -> tuple[str, str, list[str]] | None:
-    """The first set and column whose packages are not all here, and those that are not."""
-    for name, column in shown(case):
-        packages = [package for package in _PACKAGES.get(column, ()) if package not in case.facts.machine.packages]
-        if packages:
-            return name, column, packages
-    return None
-
-
-def _media_package(case: Case) -> str | None:
-    if (found := _lacking(case)) is None:
-        return None
-    name, column, packages = found
-    return f"{name} has {column}, which need {' and '.join(packages)}"
-
-
-def _getting_media(case: Case) -> dict[str, str]:
-    found = _lacking(case)
-    assert found is not None
-    return {"install": install(_MEDIA_EXTRAS[found[1]])}
 
 
 def measured_whole(case: Case) -> Iterator[str]:
@@ -299,27 +289,3 @@ def _meant(found: DataFacts, unread: Sequence[str]) -> str:
     free = found.reads.difference(found.columns)
     meant = {near[0]: column for column in unread if (near := nearest(column, free, _LIKE))}
     return ", ".join(f"{standard}: {column}" for standard, column in meant.items())
-
-
-RULES: tuple[Rule, ...] = (
-    Rule("no-data", _no_data),
-    Rule("data-path-unread", _path_unread),
-    Rule("data-names-unread", _names_unread),
-    Rule("hub-unreachable", _hub_unreachable),
-    Rule("columns-for-stage", _columns_for_stage, _stages_that_read),
-    Rule("validation-set", _validation_set),
-    Rule("one-set-to-mix", _one_to_mix),
-    Rule("stream-without-end", _stream_without_end),
-    Rule("stream-drawn", _stream_drawn),
-    Rule("isolation-without-packing", _isolation_without_packing),
-    Rule("chat-keys-on-text", _chat_keys_on_text),
-    Rule("response-alone", _response_alone),
-    Rule("judged-packed", _judged_packed),
-    Rule("cut-but-packed", _cut_but_packed),
-    Rule("prompt-and-last-answer", _prompt_and_last_answer),
-    Rule("media-not-taken", _media_not_taken),
-    Rule("media-packed", _media_packed),
-    Rule("video-keys-unread", _video_keys_unread),
-    Rule("videos-of-one-length", _videos_of_one_length),
-    Rule("media-package", _media_package, _getting_media),
-)

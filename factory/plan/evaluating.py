@@ -1,14 +1,11 @@
 """Rules of what is measured once a model is trained, or of one that is evaluated: windows, answers, benchmarks."""
 
 from collections import Counter
-from typing import Any
 
-from factory import templates
 from factory.config.settings import Evaluate, Settings
 from factory.evaluation import spec
 from factory.plan import choices, heads
-from factory.plan.facts import Machine
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
 
 def stride(asked: Evaluate, length: int) -> int:
@@ -22,7 +19,13 @@ def nothing_measured(settings: Settings) -> bool:
     return data.validation is None and data.validation_fraction == 0 and settings.evaluate.rows == "held_out"
 
 
-def _trained_rows(case: Case) -> str | None:
+@rule(
+    "trained-rows",
+    keys=("evaluate.rows", "data.validation", "data.validation_fraction", "data.streaming"),
+    reason="evaluate.rows=train measures the rows that train, each once",
+    fix="set data.validation=null data.validation_fraction=0 data.streaming=false, or evaluate.rows=held_out",
+)
+def trained_rows(case: Case) -> str | None:
     data = case.settings.data
     if case.settings.evaluate.rows == "held_out":
         return None
@@ -34,17 +37,13 @@ def _trained_rows(case: Case) -> str | None:
     return f"data.validation_fraction={held} holds rows out that nothing would measure" if held else None
 
 
-def _stride_unread(case: Case) -> str | None:
-    """Only packed texts are not held to data.max_length."""
-    if case.settings.evaluate.stride is None:
-        return None
-    if not case.settings.evaluate.perplexity:
-        return "no perplexity is measured"
-    text = case.stage_spec.KIND == "text"
-    return None if text and choices.packing(case) else "no held-out row is longer than data.max_length"
-
-
-def _stride_too_long(case: Case) -> str | None:
+@rule(
+    "stride-too-long",
+    keys=("evaluate.stride", "data.max_length", "model.context_length", "model.path"),
+    reason="every token after a text's first is counted once, and a window's first has nothing before it",
+    fix="lower evaluate.stride below data.max_length, or leave it out",
+)
+def stride_too_long(case: Case) -> str | None:
     context, asked = choices.context_length(case), case.settings.evaluate.stride
     if context is None or asked is None:
         return None
@@ -52,90 +51,60 @@ def _stride_too_long(case: Case) -> str | None:
     return f"windows of {length:,} tokens would leave tokens out" if asked > length - 1 else None
 
 
-def _first(said: dict[str, Any], wrong: str) -> tuple[str, str] | None:
-    """The first of these keys that says something, and what is wrong with it."""
-    return next(((f"evaluate.{name}", wrong) for name, there in said.items() if there), None)
-
-
-def _benchmark_keys_unread(case: Case) -> tuple[str, str] | None:
-    asked = case.settings.evaluate
-    said = {
-        "path": asked.path is not None,
-        "shots": case.asked("evaluate.shots"),
-        "chat": asked.chat and not asked.harness,
-    }
-    found = None if asked.benchmarks else _first(said, "no benchmark is asked for")
-    if found is None or not asked.harness:
-        return found
-    key, wrong = found
-    return key, f"{wrong}; of evaluate.harness it is {key.replace('.', '.harness_')}"
-
-
-def _harness_keys_unread(case: Case) -> tuple[str, str] | None:
-    asked = case.settings.evaluate
-    said = {"harness_path": asked.harness_path is not None, "harness_shots": asked.harness_shots is not None}
-    return None if asked.harness else _first(said, "no task is asked for")
-
-
-def _harness_package(case: Case) -> str | None:
-    return without_harness(case.facts.machine) if case.settings.evaluate.harness else None
-
-
-def without_harness(machine: Machine) -> str | None:
-    """What is wrong with tasks of lm-evaluation-harness on this machine, if anything."""
-    missing = "lm-eval" not in machine.packages
-    return "the package lm-eval, which has these tasks, is not installed" if missing else None
-
-
-def _harness_twice(case: Case) -> str | None:
-    return _twice(case.settings.evaluate.harness)
-
-
-def _generation_keys_unread(case: Case) -> tuple[str, str] | None:
-    asked = case.settings.evaluate
-    said = {"metrics": case.asked("evaluate.metrics"), "temperature": asked.temperature != 0}
-    return None if asked.generation else _first(said, "no answers are scored")
-
-
-def _max_samples_unread(case: Case) -> str | None:
-    asked = case.settings.evaluate
-    read = asked.benchmarks or asked.harness or asked.generation
-    unread = asked.max_samples is not None and not read
-    return "no benchmark or task is asked for and no answers are scored" if unread else None
-
-
-def _benchmark_twice(case: Case) -> str | None:
-    return _twice(case.settings.evaluate.benchmarks)
-
-
 def _twice(names: tuple[str, ...]) -> str | None:
     found = [name for name, count in Counter(names).items() if count > 1]
     return f"{found[0]} stands there more than once" if found else None
 
 
-def _benchmark_path(case: Case) -> str | None:
+@rule(
+    "benchmark-path",
+    keys=("evaluate.path", "evaluate.benchmarks"),
+    reason="each has its own columns and subjects",
+    fix=(
+        "ask for one benchmark, or put them into a folder that holds a folder of each name, or leave evaluate.path out"
+    ),
+)
+def benchmark_path(case: Case) -> str | None:
     """A folder may hold several, each in a folder of its own."""
     asked, found = case.settings.evaluate, case.facts.benchmarks.values()
     on_hub = asked.path is not None and any(each.sha256 is None for each in found)
     return "one set on the hub holds one benchmark" if on_hub and len(asked.benchmarks) > 1 else None
 
 
-def _benchmark_template(case: Case) -> str | None:
-    missing = case.settings.model.template == "auto" and case.model.chat_template is False
-    asked = case.settings.evaluate
-    conversations = asked.chat and (asked.benchmarks or asked.harness)
-    return templates.MISSING if conversations and missing else None
-
-
-def _nothing_written(case: Case) -> tuple[str, str] | None:
-    asked, stage = case.settings.evaluate, case.settings.stage.name
+@rule(
+    "nothing-written",
+    keys=("evaluate.benchmarks", "evaluate.harness", "evaluate.generation", "evaluate.samples", "stage.name"),
+    reason="training changes a head that scores answers, not the language model's head that writes them",
+    fix="remove it; evaluate.perplexity=true measures loss and accuracy on the held-out pairs",
+)
+def nothing_written(case: Case) -> Broken | None:
+    evaluate, stage = case.settings.evaluate, case.settings.stage.name
     if heads.writes(stage):
         return None
-    said = {"benchmarks": asked.benchmarks, "harness": asked.harness, "generation": asked.generation}
-    return _first(said, f"a model of stage={stage} gives scores")
+    message = f"a model of stage={stage} gives scores"
+    if case.settings.verb == "chat":
+        fix = "`factory serve` has /v1/score for it; for a conversation name the run that it judges, or the base"
+        return Broken(key="stage.name", message=message, fix=fix)
+    values = {name: getattr(evaluate, name) for name in ("benchmarks", "harness", "generation")}
+    values["samples"] = evaluate.samples if case.asked("evaluate.samples") else 0
+    key = next((name for name, value in values.items() if value), None)
+    return Broken(key=f"evaluate.{key}", message=message) if key else None
 
 
-def _nothing_to_answer(case: Case) -> str | None:
+@rule(
+    "nothing-to-answer",
+    keys=(
+        "evaluate.generation",
+        "evaluate.rows",
+        "stage.name",
+        "data.sources",
+        "data.validation",
+        "data.validation_fraction",
+    ),
+    reason="the prompts of held-out rows are answered, and the answers compared with the rows' own",
+    fix="set evaluate.generation=false, or hold out rows of conversations in text",
+)
+def nothing_to_answer(case: Case) -> str | None:
     stage = case.settings.stage.name
     if not case.settings.evaluate.generation or not heads.writes(stage):
         return None
@@ -145,10 +114,16 @@ def _nothing_to_answer(case: Case) -> str | None:
         return "data.validation_fraction=0 holds no rows out"
     held, sets = case.settings.data.validation, case.facts.data
     asked = [name for name in ([held] if held in sets else sets) if name and sets[name].unanswered]
-    return f"{asked[0]} holds prompts alone, and no answers to score by" if asked else None
+    return f"{asked[0]} holds only prompts, and no answers to score by" if asked else None
 
 
-def _no_room(case: Case) -> str | None:
+@rule(
+    "generation-room",
+    keys=("evaluate.max_new_tokens", "evaluate.generation", "data.max_length", "model.context_length", "model.path"),
+    reason="an answer follows its prompt, and positions that the model never saw come out as noise",
+    fix="lower evaluate.max_new_tokens or data.max_length (which holds the prompts, with the rows' own answers)",
+)
+def generation_room(case: Case) -> str | None:
     asked, context = case.settings.evaluate, choices.context_length(case)
     if not asked.generation or context is None:
         return None
@@ -157,7 +132,13 @@ def _no_room(case: Case) -> str | None:
     return f"with prompts of up to {length:,} tokens it is beyond the context of {context:,}" if beyond else None
 
 
-def _metrics(case: Case) -> str | None:
+@rule(
+    "generation-metrics",
+    keys=("evaluate.metrics", "evaluate.generation"),
+    reason="each is a figure of its own in the report",
+    fix="name each metric once, as [bleu4,rougeL] or [my_metrics:overlap]",
+)
+def generation_metrics(case: Case) -> str | None:
     asked = case.settings.evaluate.metrics
     if not case.settings.evaluate.generation:
         return None
@@ -169,23 +150,3 @@ def _metrics(case: Case) -> str | None:
     if known := [name for name in asked if spec.taken(name)]:
         return f"{known[0]} would be called {spec.shown(known[0])}, as another figure is"
     return _twice(tuple(spec.shown(name) for name in asked))
-
-
-RULES = (
-    Rule("trained-rows", _trained_rows),
-    Rule("stride-unread", _stride_unread),
-    Rule("stride-too-long", _stride_too_long),
-    Rule("benchmark-keys-unread", _benchmark_keys_unread),
-    Rule("benchmark-twice", _benchmark_twice),
-    Rule("harness-keys-unread", _harness_keys_unread),
-    Rule("harness-package", _harness_package),
-    Rule("harness-twice", _harness_twice),
-    Rule("benchmark-path", _benchmark_path),
-    Rule("benchmark-chat", _benchmark_template),
-    Rule("generation-keys-unread", _generation_keys_unread),
-    Rule("max-samples-unread", _max_samples_unread),
-    Rule("nothing-written", _nothing_written),
-    Rule("nothing-to-answer", _nothing_to_answer),
-    Rule("generation-room", _no_room),
-    Rule("generation-metrics", _metrics),
-)

@@ -1,10 +1,10 @@
 """Rules of an export, and what the plan says of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from factory.architecture import elements, sliding_window
-from factory.config.extras import install
 from factory.config.hub import ID as HUB_ID
 from factory.config.line import setting
 from factory.config.values import plain, to_tree
@@ -13,7 +13,7 @@ from factory.export import spec
 from factory.own_base import FILE as OWN_BASE
 from factory.plan import plan
 from factory.plan.bases import own_base, words
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.stages.rm.spec import SCORE
 
@@ -112,58 +112,137 @@ def _bytes(case: Case) -> int:
     return spec.bytes_of(case.arch, asked.format, dtype, asked.quantization, adapted)
 
 
-def _dir(case: Case) -> str | None:
-    return None if case.settings.export.dir else "it is not set"
-
-
-def _there(case: Case) -> str | None:
-    found, asked = case.facts.export, case.settings.export
-    return "there is an export in it" if found and found.there == "export" and not asked.overwrite else None
-
-
-def _not_ours(case: Case) -> str | None:
-    there = case.facts.export and case.facts.export.there
-    if there == "file":
+@rule(
+    "export-dir",
+    keys=("export.dir", "export.overwrite"),
+    reason="an export is written where it is meant to be found, and replaces only another export",
+    fix="name a folder that is not there yet, as in export.dir=exports/mine",
+)
+def export_dir(case: Case) -> str | Broken | None:
+    found, overwrite = case.facts.export, case.settings.export.overwrite
+    if not case.settings.export.dir:
+        return "it is not set"
+    if found is None:
+        return None
+    if found.there == "export" and not overwrite:
+        fix = "set export.overwrite=true, or another export.dir"
+        return Broken(message="there is an export in it", reason="nothing is overwritten unasked", fix=fix)
+    if found.there == "file":
         return "it is a file, and an export is a folder"
-    return "there is something in it that no export has written" if there == "other" else None
+    return "there is something in it that no export has written" if found.there == "other" else None
 
 
-def _unwritable(case: Case) -> str | None:
-    found = case.facts.export
+@rule(
+    "export-unwritable",
+    keys=("export.dir", "export.format", "export.dtype", "export.quantization"),
+    reason="the export is written beside it first, then renamed",
+    fix="name a folder in one that you may write to",
+    machine=True,
+)
+def export_unwritable(case: Case) -> str | Broken | None:
+    found, asked = case.facts.export, case.settings.export
     if found is None or found.there == "file":
         return None
     if found.mounted:
-        return "a disk is mounted there, and nothing can be renamed to it"
-    return "the folder that it lies in cannot be written" if found.free_bytes is None else None
-
-
-def _writing(case: Case) -> dict[str, str]:
-    asked, found = case.settings.export, case.facts.export
-    within = found is not None and found.mounted and asked.dir is not None
-    return {
-        "fix": f"name a folder within it: {setting('export.dir', Path(asked.dir or '') / 'mine')}"
-        if within
-        else "name a folder in one that you may write to"
-    }
-
-
-def _space(case: Case) -> str | None:
-    found = case.facts.export
-    if found is None or found.free_bytes is None or _quantization(case) or _no_adapter(case):
+        fix = f"name a folder within it: {setting('export.dir', Path(asked.dir or '') / 'mine')}"
+        return Broken(message="a disk is mounted there, and nothing can be renamed to it", fix=fix)
+    if found.free_bytes is None:
+        return "the folder that it lies in cannot be written"
+    if not case.known or any(_unfit(case)):
         return None
     needed = _bytes(case)
-    if case.settings.export.quantization in spec.CALIBRATED:  # what is quantized is read from a whole copy
+    if asked.quantization in spec.CALIBRATED:  # what is quantized is read from a whole copy
         needed += spec.bytes_of(case.arch, "hf", "bfloat16", None, 0)
-    free = found.free_bytes
-    return f"about {size(needed)} are written, {size(free)} are free there" if needed > free else None
+    if needed <= found.free_bytes:
+        return None
+    return Broken(
+        message=f"about {size(needed)} are written, {size(found.free_bytes)} are free there",
+        reason="a full disk would end it half written",
+        fix="free some, name a folder on another disk, or write fewer bits (export.dtype, export.quantization)",
+    )
 
 
-def _no_adapter(case: Case) -> str | None:
-    none = case.settings.export.format == "adapter" and case.model.adapter is None
-    return "there is no adapter: the weights themselves were trained" if none else None
+@rule(
+    "export-format",
+    keys=("export.format", "export.quantization", "export.calibration", "model.path", "model.adapter"),
+    reason="each format has types of its own",
+    fix="of hf nf4, fp4, int8, gptq or awq; of gguf q8_0, q5_1, q5_0, q4_1 or q4_0; or export.quantization=null",
+)
+def export_format(case: Case) -> Iterator[Broken]:
+    return _unfit(case)
 
 
-def _family(case: Case) -> str | None:
+def _unfit(case: Case) -> Iterator[Broken]:
+    asked, found = case.settings.export, case.facts.export
+    if asked.format == "adapter" and case.model.adapter is None:
+        yield Broken(
+            message="there is no adapter: the weights themselves were trained",
+            reason="export.format=adapter writes an adapter and nothing else",
+            fix="set export.format=hf or gguf",
+        )
+    made = asked.quantization and spec.QUANTIZED[asked.quantization]
+    if made and asked.format != made.format:
+        yield Broken(key="export.quantization", message=f"it is one of export.format={made.format}")
+    elif made and scores(case):
+        yield Broken(key="export.quantization", message="the head of scores is lost in it")
+    if found and found.calibration is False:
+        yield Broken(
+            key="export.calibration",
+            message="there is no such file",
+            reason="the scales of gptq and awq are set by what the model computes of real text",
+            fix="name a text file, or leave it out for the built-in text",
+        )
+
+
+@rule(
+    "export-base",
+    keys=(
+        "model.path",
+        "method.quantization.bits",
+        "method.quantization.method",
+        "method.quantization.type",
+        "method.quantization.double_quantization",
+        "export.format",
+        "model.adapter",
+    ),
+    reason="an adapter merged into quantized weights is rounded away, and other formats hold these otherwise",
+    fix="set export.format=adapter, or model.path to the same model in whole weights",
+)
+def export_base(case: Case) -> str | Broken | None:
+    """Refuse adapters over weights that no library makes whole again, or over others than their own."""
+    name = checkpoint_quantizer(case.model.config)
+    whole = name in (None, "bitsandbytes", "fp8", "mxfp4", "compressed-tensors")
+    if not whole and case.settings.export.format != "adapter":
+        return f"its weights lie quantized by {name}, and are not made whole here"
+    if own_base(case) != "rebuilt":
+        return None
+    assert case.model.adapter is not None
+    own, quantization = case.model.adapter.own_base, case.settings.method.quantization
+    if own is not None and own.quantization == quantization:
+        return None
+    return Broken(
+        key="method.quantization.bits",
+        message=f"there is no {OWN_BASE} beside its adapter to make its base of"
+        if own is None
+        else f"its base was quantized by {words(own.quantization)}",
+        reason=(
+            "its start was taken out of the weights before they were quantized, so other quantized weights are not "
+            "its base"
+        ),
+        fix=(
+            "leave method.quantization out; or set method.quantization.bits=null, which merges into the published "
+            "weights and reports how far that is; or train it again"
+        ),
+    )
+
+
+@rule(
+    "export-family",
+    keys=("export.format", "model.path", "model.adapter"),
+    reason="a GGUF file of it would be read as another model, and answer wrongly",
+    fix="set export.format=hf; llama.cpp's own convert_hf_to_gguf.py reads that, and knows more families",
+)
+def export_family(case: Case) -> str | None:
     """What llama.cpp computes as transformers does."""
     if case.settings.export.format != "gguf":
         return None
@@ -180,82 +259,32 @@ def _family(case: Case) -> str | None:
     return "a reward model's scores have no place in it" if scores(case) else None
 
 
-def _quantization(case: Case) -> str | None:
-    asked = case.settings.export
-    if asked.quantization is None:
-        return None
-    found = spec.QUANTIZED[asked.quantization]
-    if asked.format != found.format:
-        return f"it is one of export.format={found.format}"
-    return "the head of scores is lost in it" if scores(case) else None
-
-
-def _package(case: Case) -> str | None:
-    name = case.settings.export.quantization
-    found = spec.QUANTIZED.get(name or "")
-    if found is None or found.package is None or found.package in case.facts.machine.packages:
-        return None
-    return f"it needs the package {found.package}, which is not installed"
-
-
-def _getting_package(case: Case) -> dict[str, str]:
-    return {"install": install(spec.QUANTIZED[case.settings.export.quantization or ""].package or "")}
-
-
-def _unread(case: Case) -> tuple[str, str] | None:
-    """A key that somebody set and that this export would not look at."""
-    asked = case.settings.export
-    adapter, gguf = asked.format == "adapter", asked.format == "gguf"
-    unread = {
-        "dtype": (gguf and asked.quantization is not None, f"export.quantization={asked.quantization} says it"),
-        "shard_size": (asked.format != "hf", f"export.format={asked.format} writes one file"),
-        "modelfile": (not gguf, "only export.format=gguf has one"),
-        "base": (not adapter, "only export.format=adapter names its base"),
-        "calibration": (asked.quantization not in spec.CALIBRATED, "only gptq and awq read it"),
-        "private": (asked.push is None, "nothing is uploaded (export.push)"),
-        "dry_run": (asked.push is None, "nothing is uploaded (export.push)"),
-        # of a model that cannot be read nobody knows whether its adapter has a base to itself
-        "check": (adapter and case.known and own_base(case) is None, "an adapter is written as it is"),
-    }
-    if asked.quantization in spec.CALIBRATED:
-        unread["check"] = (True, f"what {asked.quantization} writes is not read anew")
-    for name, (is_unread, why) in unread.items():
-        if is_unread and case.asked(f"export.{name}"):
-            return f"export.{name}", why
-    return None
-
-
-def _unmergeable(case: Case) -> str | None:
-    """Adapters over weights that no library makes whole again."""
-    name = checkpoint_quantizer(case.model.config)
-    if name in (None, "bitsandbytes", "fp8", "mxfp4", "compressed-tensors") or case.settings.export.format == "adapter":
-        return None
-    return f"its weights lie quantized by {name}, and are not made whole here"
-
-
-def _other_base(case: Case) -> str | None:
-    """Where weights would be quantized in the place of the adapter's own, and these are not them."""
-    if own_base(case) != "rebuilt":
-        return None
-    assert case.model.adapter is not None
-    own, asked = case.model.adapter.own_base, case.settings.method.quantization
-    if own is None:
-        return f"there is no {OWN_BASE} beside its adapter to make its base of"
-    return None if own.quantization == asked else f"its base was quantized by {words(own.quantization)}"
-
-
-def _push(case: Case) -> str | None:
+@rule(
+    "export-push",
+    keys=("export.push",),
+    reason="the hub names a repository by its owner and its name",
+    fix="write it so, as in export.push=me/mine",
+)
+def export_push(case: Case) -> str | None:
     push = case.settings.export.push
     return None if push is None or HUB_ID.fullmatch(push) else "it is not written as owner/name"
 
 
-def _token(case: Case) -> str | None:
-    asked = case.settings.export
-    missing = asked.push and not asked.dry_run and not case.facts.machine.hub_token
-    return "there is no hub token here" if missing else None
-
-
-def _register(case: Case) -> str | None:
+@rule(
+    "export-register",
+    keys=(
+        "export.register",
+        "export.format",
+        "tracking.uri",
+        "export.quantization",
+        "model.path",
+        "model.adapter",
+        "model.trust_remote_code",
+    ),
+    reason="MLflow keeps a model with its signature, which is of texts, and reads it with transformers only",
+    fix="set export.format=hf and tracking.uri, or leave export.register out",
+)
+def export_register(case: Case) -> str | Broken | None:
     asked = case.settings.export
     if asked.register is None:
         return None
@@ -264,9 +293,10 @@ def _register(case: Case) -> str | None:
     if asked.format != "hf" or asked.quantization is not None or scores(case):
         return "a model that writes, of export.format=hf and not quantized, is registered"
     if not case.traits.by_text:
-        return f"MLflow's model is read by transformers' class for text alone, which reads no {case.arch.kind} model"
+        return f"transformers' class for text, by which MLflow's model is read, reads no {case.arch.kind} model"
     if _by_its_own_code(case):
-        return "its own code reads it, and MLflow's model is read by transformers' class, which may compute otherwise"
+        wrong = "its own code reads it, and transformers' class, which reads MLflow's model, may compute otherwise"
+        return Broken(message=wrong, fix="set model.trust_remote_code=false, or leave export.register out")
     return None
 
 
@@ -274,33 +304,3 @@ def _by_its_own_code(case: Case) -> bool:
     """Whether code that comes with the model stands for a class that transformers has for its kind."""
     named = case.model.config.get("auto_map") or ()
     return case.settings.model.trust_remote_code and any(name.startswith("AutoModelFor") for name in named)
-
-
-def _without_code(case: Case) -> dict[str, str]:
-    helps = case.traits.by_text and _by_its_own_code(case)
-    return {"hint": "set model.trust_remote_code=false to read it by that class here too; " if helps else ""}
-
-
-def _calibration(case: Case) -> str | None:
-    found = case.facts.export
-    return "there is no such file" if found and found.calibration is False else None
-
-
-RULES = (
-    Rule("export-dir", _dir),
-    Rule("export-there", _there),
-    Rule("export-not-ours", _not_ours),
-    Rule("export-unwritable", _unwritable, _writing),
-    Rule("export-space", _space),
-    Rule("export-no-adapter", _no_adapter),
-    Rule("export-family", _family),
-    Rule("export-quantization", _quantization),
-    Rule("export-package", _package, _getting_package),
-    Rule("export-unread", _unread),
-    Rule("export-unmergeable", _unmergeable),
-    Rule("export-own-base", _other_base),
-    Rule("export-push", _push),
-    Rule("export-token", _token),
-    Rule("export-register", _register, _without_code),
-    Rule("export-calibration", _calibration),
-)

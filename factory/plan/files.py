@@ -1,27 +1,20 @@
 """Whether a model's files are what its config.json and the settings say: rules about what lies on the disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from factory.architecture.fit import other_layers, other_shape, places_of, times
-from factory.methods.parts import parts_of
 from factory.plan import heads
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
 
-def head_fits(name: str) -> Callable[[Case], tuple[str, str] | None]:
-    """What is wrong with the file that the stage's head of this name goes on from, if there is one."""
-
-    def wrong(case: Case) -> tuple[str, str] | None:
-        found, wanted = heads.goes_on(name, case.model), case.heads[name]
-        if found is None or found[1] == wanted:
-            return None
-        return found[0], f"its {heads.module_of(name)} is {times(found[1])}, {times(wanted)} is needed"
-
-    return wrong
-
-
-def _weights_fit(case: Case) -> str | None:
+@rule(
+    "weights-fit",
+    keys=("model.path",),
+    reason="the weights are of another model than the config.json beside them",
+    fix="restore both from the model's source",
+)
+def weights_fit(case: Case) -> str | None:
     """Tensors that the files and the config name alike have one shape; no layer is left over, no tensor is lacking.
 
     A quantized tensor lies in another shape, and some checkpoints name theirs as an older version of the model did.
@@ -43,28 +36,37 @@ def _weights_fit(case: Case) -> str | None:
     return None
 
 
-def _revision_unread(case: Case) -> str | None:
-    model, source = case.settings.model, case.model.source
-    return f"the model is a {source}, which has none" if model.revision is not None and source != "hub" else None
-
-
-def _new_tokens(case: Case) -> str | None:
+@rule(
+    "new-tokens",
+    keys=("model.new_tokens", "model.path"),
+    reason="each is one new row of the embedding",
+    fix="name each new token once",
+)
+def new_tokens(case: Case) -> str | Broken | None:
+    assert case.read is not None
     tokens = case.settings.model.new_tokens
     twice = [token for token in tokens if tokens.count(token) > 1]
     if twice or "" in tokens:
         return f"{twice[0]!r} is there twice" if twice else "a token cannot be empty"
+    # Llama 3.2's vision models have rows of images in their embedding that their head does not have
+    weights = (case.read.outside.get(f"{name}.weight") for name in (case.read.embedding, case.read.head))
+    if tokens and len({shape[0] for shape in weights if shape}) > 1:
+        reason = "new tokens need a row in both, under one number"
+        return Broken(
+            message="the model's embedding and its head differ in rows",
+            reason=reason,
+            fix="leave model.new_tokens out for this model",
+        )
     return None
 
 
-def _rows_apart(case: Case) -> str | None:
-    """Llama 3.2's vision models have rows of images in their embedding that their head does not have."""
-    assert case.read is not None
-    weights = (case.read.outside.get(f"{name}.weight") for name in (case.read.embedding, case.read.head))
-    apart = len({shape[0] for shape in weights if shape}) > 1
-    return "its embedding and its head differ in rows" if apart and case.settings.model.new_tokens else None
-
-
-def _adapter_tokens(case: Case) -> str | None:
+@rule(
+    "adapter-tokens",
+    keys=("model.new_tokens", "model.adapter", "model.path"),
+    reason="each new row of the adapter would become another token's",
+    fix="set model.new_tokens to those that the adapter was trained with, in their order",
+)
+def adapter_tokens(case: Case) -> str | None:
     """An adapter's new rows are of the tokens that it was trained with, in their order."""
     adapter, tokens = case.model.adapter, case.settings.model.new_tokens
     if adapter is None or not adapter.tokens:
@@ -85,21 +87,23 @@ def _trained_rows(config: Mapping[str, Any]) -> set[int]:
     return {row for rows in lists if isinstance(rows, list) for row in rows if isinstance(row, int)}
 
 
-def _parts_absent(case: Case) -> str | None:
-    chosen = case.settings.method.parts
-    if set(chosen) == {"language"}:
-        return None
-    there = parts_of(case.arch)
-    absent = [part for part in chosen if part not in there]
-    beside = there & set(chosen)  # else nothing trains, which another rule says
-    return f"the model has no {absent[0]}" if absent and beside else None
-
-
-RULES = (
-    Rule("weights-fit", _weights_fit),
-    Rule("revision-unread", _revision_unread),
-    Rule("new-tokens", _new_tokens),
-    Rule("rows-apart", _rows_apart),
-    Rule("adapter-tokens", _adapter_tokens),
-    Rule("parts-absent", _parts_absent),
+@rule(
+    "head-fits",
+    keys=("model.adapter", "model.path", "stage.name"),
+    reason="a saved model to train further starts from the head in the file beside its adapter or weights",
+    fix="remove that file, and the head starts from scratch",
 )
+def head_fits(case: Case) -> Broken | None:
+    for name, wanted in case.heads.items():
+        found = heads.goes_on(name, case.model)
+        if found is not None and found[1] != wanted:
+            wrong = f"its {heads.module_of(name)} is {times(found[1])}, {times(wanted)} is needed"
+            return Broken(key=found[0], message=wrong)
+        if found is None and case.settings.verb == "serve":
+            return Broken(
+                key="stage.name",
+                message=f"{heads.file_of(name)} is neither in model.adapter nor in model.path",
+                reason="a head that was not trained starts at random, and so would its scores be",
+                fix="run=FOLDER of a reward model's run, or its saved model as model.adapter or model.path",
+            )
+    return None

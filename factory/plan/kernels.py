@@ -6,25 +6,48 @@ from factory.architecture import text_numbers
 from factory.config import registry
 from factory.kernels import UNSLOTH, without_liger
 from factory.plan import choices
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 from factory.quantizers.checkpoint import checkpoint_quantizer
 
 _METHODS = ("lora", "qlora")  # those of the package methods/lora: rslora, dora, lora_plus and pissa are its settings
 
 
-def _on_cpu(case: Case) -> str | None:
-    name = case.settings.compute.kernels
-    return f"{name} needs a GPU" if name in ("liger", "unsloth") and case.device == "cpu" else None
-
-
-def _fit(case: Case) -> str | tuple[str, str] | None:
+@rule(
+    "kernels",
+    keys=(
+        "compute.kernels",
+        "compute.attention",
+        "compute.compile",
+        "compute.activation_checkpointing",
+        "method.name",
+        "method.quantization.bits",
+        "method.quantization.method",
+        "precision.name",
+        "hardware.strategy",
+        "hardware.num_processes",
+        "stage.name",
+        "evaluate.generation",
+        "evaluate.benchmarks",
+        "evaluate.harness",
+        "evaluate.samples",
+        "hardware.device",
+    ),
+    reason="the library would compute something else, or fail after the weights were read",
+    fix="leave that key at its default, or set compute.kernels=auto",
+)
+def kernels_fit(case: Case) -> str | Broken | None:
     name = choices.kernels_named(case)
-    if name == "liger":
+    if case.settings.compute.kernels in ("liger", "unsloth") and case.device == "cpu":
+        return f"{case.settings.compute.kernels} needs a GPU"
+    if name == "liger" and case.known:
         return without_liger(case.arch.kind, text_numbers(case.model.config))
-    return next(_unsloth_limits(case), None) if name == "unsloth" and case.device != "cpu" else None
+    if name != "unsloth" or not case.known:
+        return None
+    key, wrong = next(_unsloth_limits(case), (None, None))
+    return wrong and Broken(key=key, message=wrong)
 
 
-def _unsloth_limits(case: Case) -> Iterator[str | tuple[str, str]]:
+def _unsloth_limits(case: Case) -> Iterator[tuple[str | None, str]]:
     """Yield what Unsloth does not do, with the key that asks for it where that is not compute.kernels.
 
     Source: unsloth 2026.10.9. Several GPUs: `_gpu_init.py`, "Multi-GPU is not yet supported". float32: its LoRA kernels
@@ -34,9 +57,9 @@ def _unsloth_limits(case: Case) -> Iterator[str | tuple[str, str]]:
     """
     settings, method, compute = case.settings, case.settings.method, case.settings.compute
     if case.arch.kind not in UNSLOTH:
-        yield f"it is used for {', '.join(UNSLOTH)}, and the model is {case.arch.kind}"
+        yield None, f"it is used for {', '.join(UNSLOTH)}, and the model is {case.arch.kind}"
     if method.name not in _METHODS:
-        yield "method.name", "Unsloth attaches LoRA alone"
+        yield "method.name", "Unsloth attaches only LoRA"
         return
     base = method.quantization
     if base.bits is not None and (base.method, base.bits) != ("bitsandbytes", 4):
@@ -70,6 +93,3 @@ def _unsloth_limits(case: Case) -> Iterator[str | tuple[str, str]]:
         yield f"evaluate.{key}", "its model answers nothing during a run; `factory evaluate run=FOLDER` does afterwards"
     if evaluate.samples and case.asked("evaluate.samples"):
         yield "evaluate.samples", "its model answers nothing during a run; `factory chat run=FOLDER` does afterwards"
-
-
-RULES = (Rule("kernels", _on_cpu), Rule("kernels-fit", _fit))

@@ -1,16 +1,16 @@
 """Several processes: what of a run can be shared among them, and how it is planned."""
 
+from collections.abc import Iterator
+
 from packaging.version import Version
 
 from factory.architecture import FAMILIES
 from factory.config import registry
-from factory.config.extras import install
-from factory.config.settings import Strategy
 from factory.config.words import counted
 from factory.plan import choices
 from factory.plan.facts import Machine
 from factory.plan.plan import Dtype, Ranks
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 from factory.quantizers.spec import stays_quantized
 from factory.ranks import spec
 
@@ -89,36 +89,52 @@ def _reads_whole(case: Case, read_as: Dtype, trained_as: Dtype) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _nodes_uneven(case: Case) -> str | None:
+@rule(
+    "processes",
+    keys=("hardware.num_processes", "hardware.num_nodes", "hardware.strategy"),
+    reason="without a strategy nothing is shared",
+    fix="set hardware.strategy=ddp, or fsdp where the model does not fit one process",
+)
+def processes(case: Case) -> Iterator[Broken]:
     hardware = case.settings.hardware
-    uneven = hardware.num_processes % hardware.num_nodes
-    return f"{hardware.num_processes} processes cannot be spread evenly over them" if uneven else None
+    if _uneven(case):
+        yield Broken(
+            key="hardware.num_nodes",
+            message=f"{hardware.num_processes} processes cannot be spread evenly over them",
+            reason="num_processes counts the processes of all nodes together, as many on each",
+            fix="set hardware.num_processes to a multiple of hardware.num_nodes",
+        )
+    if hardware.num_processes > 1 and hardware.strategy == "none":
+        yield Broken(message=f"{hardware.num_processes} processes would each train a model of their own")
 
 
-def _nodes_need_launcher(case: Case) -> str | None:
-    several = case.settings.hardware.num_nodes > 1 and _nodes_uneven(case) is None
+def _uneven(case: Case) -> bool:
+    return case.settings.hardware.num_processes % case.settings.hardware.num_nodes > 0
+
+
+@rule(
+    "nodes-need-launcher",
+    keys=("hardware.num_nodes",),
+    reason="what starts processes on several machines (torchrun, Slurm, Ray) is outside of Factory",
+    fix=(
+        "write the plan with `factory plan … plan.format=yaml > plan.yaml`, and let each node run `torchrun …"
+        " -m factory train --from-plan plan.yaml hydra.run.dir=…` (docs/scaling.md)"
+    ),
+    machine=True,
+)
+def nodes_need_launcher(case: Case) -> str | None:
+    several = case.settings.hardware.num_nodes > 1 and not _uneven(case)
     return "processes are started on this machine only" if several else None
 
 
-def _no_strategy(case: Case) -> str | None:
-    hardware = case.settings.hardware
-    alone = hardware.num_processes > 1 and hardware.strategy == "none"
-    return f"{hardware.num_processes} processes would each train a model of their own" if alone else None
-
-
-def _one_process(case: Case) -> str | None:
-    hardware = case.settings.hardware
-    if hardware.num_processes > 1 or hardware.strategy == "none" or hardware.offload:
-        return None
-    return "there is one process, and nobody to share with"
-
-
-def _timeout_unread(case: Case) -> str | None:
-    alone = case.asked("hardware.rank_timeout") and case.settings.hardware.num_processes == 1
-    return "there is one process, and nobody who waits for it" if alone else None
-
-
-def _more_than_gpus(case: Case) -> str | None:
+@rule(
+    "ranks-beyond-gpus",
+    keys=("hardware.num_processes", "hardware.device", "hardware.num_nodes"),
+    reason="each process trains on a GPU of its own",
+    fix="set hardware.num_processes to the number of GPUs, or hardware=cpu",
+    machine=True,
+)
+def ranks_beyond_gpus(case: Case) -> str | None:
     hardware = case.settings.hardware
     alone = case.device == "cuda" and hardware.num_nodes == 1
     return beyond_gpus(hardware.num_processes, case.facts.machine) if alone else None
@@ -132,7 +148,13 @@ def beyond_gpus(processes: int, machine: Machine) -> str | None:
     return f"there {'is one GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'} here"
 
 
-def _offload(case: Case) -> str | None:
+@rule(
+    "offload-useless",
+    keys=("hardware.offload", "hardware.strategy", "hardware.device"),
+    reason="offloading moves what is split from the GPU to the CPU's memory between uses",
+    fix="set hardware.offload=false, or hardware.strategy=zero2, zero3 or fsdp on a GPU",
+)
+def offload_useless(case: Case) -> str | None:
     hardware = case.settings.hardware
     if not hardware.offload:
         return None
@@ -143,95 +165,101 @@ def _offload(case: Case) -> str | None:
     return None
 
 
-def _deepspeed_missing(case: Case) -> str | None:
-    return without_deepspeed(case.settings.hardware.strategy, case.facts.machine)
-
-
-def without_deepspeed(strategy: Strategy, machine: Machine) -> str | None:
-    """What is wrong with the strategy on this machine, if anything."""
-    if strategy not in spec.ZERO or "deepspeed" in machine.packages:
-        return None
-    return f"DeepSpeed is not installed: {install('deepspeed')}"
-
-
-def _streamed(case: Case) -> str | None:
-    several = case.settings.hardware.num_processes > 1
-    return "each process would read all of the stream" if several and case.settings.data.streaming else None
-
-
-def _stage_alone(case: Case) -> str | tuple[str, str] | None:
+@rule(
+    "stage-of-one-process",
+    keys=("stage.name", "hardware.num_processes", "hardware.strategy"),
+    reason="what one process rolls out is not shared with the others, nor are weights gathered for a rollout",
+    fix="set hardware.num_processes=1 and hardware.strategy=none",
+)
+def stage_of_one_process(case: Case) -> str | Broken | None:
     stage, hardware = case.settings.stage.name, case.settings.hardware
     if not registry.samples_answers(case.stage_spec):
         return None
     if hardware.num_processes > 1:
         return f"the rollouts of {stage} are made by one process"
     if "weights" in spec.SPLIT[hardware.strategy]:  # one process alone may have it, with offload
-        return "hardware.strategy", f"the rollouts of {stage} are sampled with whole weights, and it splits them"
+        message = f"the rollouts of {stage} are sampled with whole weights, and it splits them"
+        return Broken(key="hardware.strategy", message=message)
     return None
 
 
-def _method(case: Case) -> tuple[str, str] | None:
+@rule(
+    "method-of-ranks",
+    keys=("method.name", "hardware.strategy", "hardware.num_processes"),
+    reason="ranks would step apart from each other, or by parts of a gradient",
+    fix=(
+        "set method=lora or method=full, or a strategy under which gradients are whole (ddp), or "
+        "hardware.num_processes=1"
+    ),
+)
+def method_of_ranks(case: Case) -> str | None:
     hardware, method = case.settings.hardware, case.settings.method
     name, bound = method.name, registry.hook(case.method_spec, "RANKS")
     if hardware.num_processes > 1 and bound == "alone":
-        return "method.name", f"{name} chooses or draws by itself what it updates"
+        return f"{name} chooses or draws by itself what it updates"
     if hardware.num_processes > 1 and getattr(method, "layerwise", False):
-        return "method.name", f"{name} steps within the backward pass, before gradients are shared"
+        return f"{name} steps within the backward pass, before gradients are shared"
     if hardware.strategy in _SPLITTING and bound is not None:
-        return "method.name", f"the optimizer of {name} reads whole gradients, and {hardware.strategy} splits them"
+        return f"the optimizer of {name} reads whole gradients, and {hardware.strategy} splits them"
     return None
 
 
-def _optimizer(case: Case) -> str | None:
+@rule(
+    "optimizer-of-ranks",
+    keys=("stage.optimizer", "hardware.strategy"),
+    reason="only an optimizer that steps each number by itself gives the same step on a part of a tensor",
+    fix="set stage.optimizer=adamw or sgd, or hardware.strategy=ddp",
+)
+def optimizer_of_ranks(case: Case) -> str | None:
     hardware, optimizer = case.settings.hardware, case.settings.stage.optimizer
     if hardware.strategy not in _SPLITTING or optimizer in spec.ELEMENTWISE:
         return None
     return f"it steps whole tensors or keeps states of its own kind, and {hardware.strategy} splits tensors"
 
 
-def _bad_update(case: Case) -> str | None:
-    asked, strategy = case.settings.stage.on_bad_update, case.settings.hardware.strategy
-    return f"{strategy} cannot leave an update out" if asked != "stop" and strategy in spec.ZERO else None
+@rule(
+    "strategy-limits",
+    keys=("hardware.strategy", "stage.on_bad_update", "precision.name", "compute.compile", "hardware.device"),
+    reason="ranks would step apart from each other, or fail at the first step",
+    fix="set hardware.strategy=ddp",
+)
+def strategy_limits(case: Case) -> Iterator[Broken]:
+    strategy, compute = case.settings.hardware.strategy, case.settings.compute
+    if case.settings.stage.on_bad_update != "stop" and strategy in spec.ZERO:
+        yield Broken(
+            key="stage.on_bad_update",
+            message=f"{strategy} cannot leave an update out",
+            reason="DeepSpeed shares the gradients while it computes them",
+            fix="set stage.on_bad_update=stop, or hardware.strategy=ddp or fsdp",
+        )
+    if choices.precision(case)[0] == "fp16" and strategy in _SPLITTING:
+        yield Broken(
+            key="precision.name",
+            message=f"the loss scale is not shared by the parts that {strategy} splits",
+            reason="one rank could skip a step that the others take",
+            fix="set precision=bf16 or fp32, or hardware.strategy=ddp",
+        )
+    if compute.compile and "weights" in spec.SPLIT[strategy]:
+        yield Broken(
+            key="compute.compile",
+            message=f"{strategy} gathers each layer's weights around what would be compiled",
+            reason="the code would have to be compiled again for weights that come and go",
+            fix="set compute.compile=false, or hardware.strategy=ddp",
+        )
 
 
-def _precision(case: Case) -> str | None:
-    strategy = case.settings.hardware.strategy
-    half = choices.precision(case)[0] == "fp16" and strategy in _SPLITTING
-    return f"the loss scale is not shared by the parts that {strategy} splits" if half else None
-
-
-def _quantized(case: Case) -> str | None:
-    strategy, asked = case.settings.hardware.strategy, case.settings.method.quantization
-    if "weights" not in spec.SPLIT[strategy] or not stays_quantized(asked, case.model.config):
+@rule(
+    "quantized-and-split",
+    keys=("method.quantization", "hardware.strategy", "model.path"),
+    reason="the strategy is there to hold less in each process",
+    fix="set hardware.strategy=fsdp with 4 bits by bitsandbytes, or hardware.strategy=ddp or zero2",
+)
+def quantized_and_split(case: Case) -> str | None:
+    strategy, quantization = case.settings.hardware.strategy, case.settings.method.quantization
+    if "weights" not in spec.SPLIT[strategy] or not stays_quantized(quantization, case.model.config):
         return None
     if strategy == "zero3":
         return "quantized weights would stay whole in each process"
-    if asked.bits == 4 and asked.method == "bitsandbytes":
+    if quantization.bits == 4 and quantization.method == "bitsandbytes":
         return None
     return "only bitsandbytes' 4 bits can be split"
-
-
-def _compiled(case: Case) -> str | None:
-    strategy = case.settings.hardware.strategy
-    wrong = case.settings.compute.compile and "weights" in spec.SPLIT[strategy]
-    return f"{strategy} gathers each layer's weights around what would be compiled" if wrong else None
-
-
-RULES: tuple[Rule, ...] = (
-    Rule("nodes-uneven", _nodes_uneven),
-    Rule("nodes-need-launcher", _nodes_need_launcher),
-    Rule("ranks-without-strategy", _no_strategy),
-    Rule("strategy-without-ranks", _one_process),
-    Rule("rank-timeout-unread", _timeout_unread),
-    Rule("ranks-beyond-gpus", _more_than_gpus),
-    Rule("offload-useless", _offload),
-    Rule("deepspeed-missing", _deepspeed_missing),
-    Rule("ranks-of-a-stream", _streamed),
-    Rule("stage-of-one-process", _stage_alone),
-    Rule("method-of-ranks", _method),
-    Rule("optimizer-of-ranks", _optimizer),
-    Rule("bad-update-of-ranks", _bad_update),
-    Rule("precision-of-ranks", _precision),
-    Rule("quantized-and-split", _quantized),
-    Rule("compiled-and-split", _compiled),
-)

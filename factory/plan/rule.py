@@ -1,6 +1,6 @@
-"""A rule as data: which keys it reads, when it fires, why, and what to do."""
+"""A rule: which keys it reads, when it is violated, why that cannot work, and what to do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from factory.architecture import Architecture, Shape, Traits, traits_of
 from factory.config import registry
 from factory.config.line import name_of
-from factory.config.refusal import Refusal, catalogue, refusal
+from factory.config.refusal import Refusal, refusal
 from factory.config.settings import OF_TRAINING, Settings
 from factory.config.values import plain, to_tree
 from factory.plan import heads
@@ -36,8 +36,7 @@ class Case:
     def arch(self) -> Architecture:
         """The architecture that is trained: the vocabulary has grown, and what the stage never reaches is fixed."""
         assert self.read is not None
-        arch, stage = grown(self.read, self.vocabulary), self.settings.stage
-        return heads.reached(stage.name, arch)
+        return heads.reached(self.settings.stage.name, grown(self.read, self.vocabulary))
 
     @cached_property
     def expanded(self) -> Architecture:
@@ -92,35 +91,67 @@ class Case:
         return ("cuda" if self.facts.machine.gpus else "cpu") if asked == "auto" else asked
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A violation of a rule: its message, and what differs from the rule's own first key, reason and fix."""
+
+    message: str
+    key: str | None = None
+    reason: str | None = None
+    fix: str | None = None
+
+
+Found = str | Broken | Iterable[Broken] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`wrong` returns what is wrong with a case, or None. Its words, and the keys that it reads, are in refusals.yaml.
+    """A function of a case that returns what is wrong with it, or None, and the words around it.
 
-    The first of `reads` is shown as what was set, unless `wrong` names another as (key, what is wrong). Of what is idle
-    nothing is wrong.
+    `keys`: the settings that it reads; the first is shown unless a `Broken` names another. `machine`: lacking here, not
+    wrong in itself, so a warning in `plan` and a refusal in `train`.
     """
 
     id: str
-    wrong: Callable[[Case], str | tuple[str, str] | None]
-    gaps: Callable[[Case], dict[str, str]] | None = None  # what fills those of its words
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return catalogue()[self.id].reads
+    keys: tuple[str, ...]
+    reason: str
+    fix: str
+    machine: bool
+    check: Callable[[Case], Found]
 
     def applies(self, case: Case) -> bool:
-        """Whether the model is known, where the rule reads it."""
-        return case.known or not any(key.startswith("model.") for key in self.reads)
+        """Return whether the model is known, where the rule reads it."""
+        return case.known or not any(key.startswith("model.") for key in self.keys)
 
-    def check(self, case: Case) -> Refusal | None:
-        found = self.wrong(case)
-        if found is None:
-            return None
-        key, wrong = found if isinstance(found, tuple) else (self.reads[0], found)
-        if case.idle(key):
-            return None
-        gaps = self.gaps(case) if self.gaps else {}
-        return refusal(self.id, f"{key}={value_of(case.settings, key)}", wrong, **gaps)  # pyright: ignore[reportArgumentType]
+    def refusals(self, case: Case) -> list[Refusal]:
+        """Return the violations in a case. Keys of training are never reported where nothing trains."""
+        found = self.check(case)
+        broken = [Broken(message=found)] if isinstance(found, str) else [found] if isinstance(found, Broken) else found
+        named = [(each.key or self.keys[0], each) for each in broken or ()]
+        return [
+            self.refusal(f"{key}={value_of(case.settings, key)}", each) for key, each in named if not case.idle(key)
+        ]
+
+    def refusal(self, setting: str, broken: Broken) -> Refusal:
+        reason, fix = broken.reason or self.reason, broken.fix or self.fix
+        return refusal(self.id, setting, broken.message, because=reason, fix=fix, machine=self.machine)
+
+
+def rule(
+    id: str, *, keys: tuple[str, ...], reason: str, fix: str, machine: bool = False
+) -> Callable[[Callable[[Case], Found]], Rule]:
+    """Make a rule of a function. The rules of a module apply where the module is in use (`factory.plan.rules`)."""
+
+    def made(check: Callable[[Case], Found]) -> Rule:
+        return Rule(id, keys, reason, fix, machine, check)
+
+    return made
+
+
+def rules_in(module: ModuleType) -> list[Rule]:
+    """Return the rules that a module defines, in their order; not those that it imports."""
+    made = (each for each in vars(module).values() if isinstance(each, Rule))
+    return [each for each in made if each.check.__module__ == module.__name__]
 
 
 def value_of(settings: Settings, path: str) -> str:

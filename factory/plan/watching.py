@@ -2,24 +2,37 @@
 
 from factory.config import registry
 from factory.plan.evaluating import nothing_measured
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
 
-def _unmeasured(case: Case) -> str | None:
-    if case.settings.stage.eval_steps is None:
-        return None
-    if not case.settings.evaluate.perplexity:
-        return "evaluate.perplexity=false measures nothing on the held-out rows"
-    return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
-
-
-def _unevaluated(case: Case) -> str | tuple[str, str] | None:
-    stage, wrong = case.settings.stage, "stage.eval_steps=null measures nothing while training"
+@rule(
+    "eval-unmeasured",
+    keys=(
+        "stage.eval_steps",
+        "stage.load_best_model_at_end",
+        "stage.early_stopping_patience",
+        "evaluate.perplexity",
+        "evaluate.rows",
+        "data.validation",
+        "data.validation_fraction",
+    ),
+    reason="an evaluation while training measures the held-out rows",
+    fix="set evaluate.perplexity=true and a data.validation_fraction above 0, or stage.eval_steps=null",
+)
+def eval_unmeasured(case: Case) -> str | Broken | None:
+    stage = case.settings.stage
     if stage.eval_steps is not None:
+        if not case.settings.evaluate.perplexity:
+            return "evaluate.perplexity=false measures nothing on the held-out rows"
+        return "data.validation_fraction=0 holds no rows out" if nothing_measured(case.settings) else None
+    if not stage.load_best_model_at_end and stage.early_stopping_patience is None:
         return None
-    if stage.load_best_model_at_end:
-        return wrong
-    return None if stage.early_stopping_patience is None else ("stage.early_stopping_patience", wrong)
+    return Broken(
+        key=f"stage.{'load_best_model_at_end' if stage.load_best_model_at_end else 'early_stopping_patience'}",
+        message="stage.eval_steps=null measures nothing while training",
+        reason="the best of one is the last",
+        fix="set stage.eval_steps, as to a tenth of the steps",
+    )
 
 
 def _measured(case: Case) -> tuple[str, ...]:
@@ -28,26 +41,15 @@ def _measured(case: Case) -> tuple[str, ...]:
     return (*(() if registry.hook(spec, "MEASURES") else ("loss",)), *registry.hook(spec, "METRICS", ()))
 
 
-def _metric_of_stage(case: Case) -> str | None:
+@rule(
+    "metric-of-stage",
+    keys=("stage.metric_for_best_model", "stage.name"),
+    reason="only what a stage measures can be compared",
+    fix="set stage.metric_for_best_model to one of these",
+)
+def metric_of_stage(case: Case) -> str | None:
     stage, there = case.settings.stage, _measured(case)
     return None if stage.metric_for_best_model in there else f"stage={stage.name} has {', '.join(there)}"
-
-
-def _metric_unread(case: Case) -> str | None:
-    stage = case.settings.stage
-    unread = stage.metric_for_best_model != _measured(case)[0] and stage.eval_steps is None
-    return "no evaluation compares it" if unread else None
-
-
-def _threshold_unread(case: Case) -> str | None:
-    stage = case.settings.stage
-    unread = stage.early_stopping_threshold and stage.early_stopping_patience is None
-    return "no early stopping reads it" if unread else None
-
-
-def _skips_unread(case: Case) -> str | None:
-    unread = case.asked("stage.max_skipped_updates") and case.settings.stage.on_bad_update == "stop"
-    return "nothing is skipped" if unread else None
 
 
 def notes(case: Case) -> list[str]:
@@ -57,13 +59,3 @@ def notes(case: Case) -> list[str]:
     asked = [f"stage.{key}" for key in keys if getattr(stage, key)]
     told = at_end(case.settings.method) if at_end and asked and case.settings.verb == "train" else None
     return [f"{', '.join(asked)}: a model of an earlier step may be saved; {told}"] if told else []
-
-
-RULES = (
-    Rule("eval-unmeasured", _unmeasured),
-    Rule("best-unevaluated", _unevaluated),
-    Rule("metric-of-stage", _metric_of_stage),
-    Rule("metric-unread", _metric_unread),
-    Rule("threshold-unread", _threshold_unread),
-    Rule("skips-unread", _skips_unread),
-)

@@ -2,74 +2,57 @@
 
 from factory.plan import choices, heads
 from factory.plan.bases import own_base
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
 GROUPS = ("engine", "generation")  # that they alone read
-_MASKED = ("auto", "eager", "sdpa")
+
+
+MASKED = ("auto", "eager", "sdpa")  # attention that engine=transformers writes with
 
 
 def _writes(case: Case) -> bool:
     return case.settings.verb in choices.WRITES
 
 
-def _scores(case: Case) -> str | None:
-    stage = case.settings.stage.name
-    silent = case.settings.verb == "chat" and not heads.writes(stage)
-    return f"a model of stage={stage} gives scores" if silent else None
-
-
-def _untrained_head(case: Case) -> str | None:
-    drawn = [name for name in case.heads if heads.goes_on(name, case.model) is None]
-    wrong = case.settings.verb == "serve" and drawn
-    return f"{heads.file_of(drawn[0])} is neither in model.adapter nor in model.path" if wrong else None
-
-
-def _attention(case: Case) -> str | None:
-    asked, engine = case.settings.compute.attention, case.settings.engine.name
-    wrong = _writes(case) and engine == "transformers" and asked not in _MASKED
-    return f"engine={engine} does not write with it" if wrong else None
-
-
-def _engine_key(case: Case) -> str | None:
-    engine = case.settings.engine
-    unread = engine.name == "transformers" and engine.memory_fraction is not None
-    return f"engine={engine.name} does not read it" if _writes(case) and unread else None
-
-
-def _vllm_weights(case: Case) -> tuple[str, str] | None:
+@rule(
+    "engine-vllm-weights",
+    keys=(
+        "engine.name",
+        "method.quantization.bits",
+        "model.new_tokens",
+        "model.rope_scaling",
+        "model.adapter",
+        "stage.name",
+    ),
+    reason="vLLM reads the files of the model itself, as they are",
+    fix=(
+        "engine=transformers, or save the model so first (`factory export`); method.quantization.bits=null "
+        "reads a quantized run's published weights"
+    ),
+)
+def engine_vllm_weights(case: Case) -> Broken | None:
     settings = case.settings
     if not _writes(case) or settings.engine.name != "vllm":
         return None
-    wrong = "engine=vllm cannot do that"
+    message = "engine=vllm cannot do that"
     if settings.method.quantization.bits is not None:
-        return "method.quantization.bits", wrong
+        return Broken(key="method.quantization.bits", message=message)
     if settings.model.new_tokens:
-        return "model.new_tokens", wrong
+        return Broken(key="model.new_tokens", message=message)
     if settings.model.rope_scaling != "none":
-        return "model.rope_scaling", wrong
+        return Broken(key="model.rope_scaling", message=message)
     if case.model.adapter is not None and case.model.adapter.base is not None:
-        return "model.adapter", "its base's positions are stretched, and engine=vllm reads the base's own"
-    return None if heads.writes(settings.stage.name) else ("stage.name", wrong)
+        stretched = "its base's positions are stretched, and engine=vllm reads the base's own"
+        return Broken(key="model.adapter", message=stretched)
+    return None if heads.writes(settings.stage.name) else Broken(key="stage.name", message=message)
 
 
-def _names(case: Case) -> str | None:
-    serve = case.settings.serve
-    if case.settings.verb != "serve":
-        return None
-    return f"{serve.name} names two models" if serve.name in serve.adapters else None
-
-
-def _adapters_beside(case: Case) -> str | None:
+@rule(
+    "serve-own-base",
+    keys=("serve.adapters", "model.adapter", "method.quantization.method", "method.quantization.bits"),
+    reason="weights that lack the start of one adapter are the right ones for that adapter alone",
+    fix="serve it by itself (`factory serve run=FOLDER`), or write it whole (`factory export`)",
+)
+def serve_own_base(case: Case) -> str | None:
     beside = case.settings.verb == "serve" and case.settings.serve.adapters and own_base(case) == "rebuilt"
     return "the model that is served has a base to itself, quantized without its adapter's start" if beside else None
-
-
-RULES = (
-    Rule("writes-scores", _scores),
-    Rule("writes-untrained-head", _untrained_head),
-    Rule("writes-attention", _attention),
-    Rule("engine-key", _engine_key),
-    Rule("engine-vllm-weights", _vllm_weights),
-    Rule("serve-name", _names),
-    Rule("serve-own-base", _adapters_beside),
-)

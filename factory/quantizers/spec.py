@@ -12,12 +12,10 @@ from typing import Any, Literal
 
 from factory.architecture import Architecture, Shape
 from factory.config import registry
-from factory.config.extras import install
 from factory.config.settings import Quantization
 from factory.plan.choices import precision
-from factory.plan.facts import Machine
 from factory.plan.plan import BYTES, Dtype
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 from factory.quantizers.checkpoint import checkpoint_quantizer, in_half
 
 Checkpoint = Literal["kept", "whole", "unread"]
@@ -225,84 +223,72 @@ def _checkpoint_bits(said: dict[str, Any]) -> int | None:
     return said.get("bits")
 
 
-def _quantized(case: Case) -> str | None:
-    method, base = case.settings.method, case.settings.method.quantization
-    if base.bits is None or _trains_over(method, base.method, base.bits):
-        return None
-    return f"{_option(case)} does not train over {base.bits}-bit weights of {base.method}"
-
-
-def _bits(case: Case) -> str | None:
-    asked = case.settings.method.quantization
-    if asked.bits is None or asked.bits in QUANTIZERS[asked.method].bits:
-        return None
-    return f"{asked.method} does {' and '.join(map(str, QUANTIZERS[asked.method].bits))} bits here"
-
-
-def _without_bits(case: Case) -> str | None:
-    asked = case.settings.method.quantization
-    unread = asked.method != "bitsandbytes" and asked.bits is None
-    return "method.quantization.bits=null quantizes nothing" if unread else None
-
-
-def _type_unread(case: Case) -> str | tuple[str, str] | None:
-    asked = case.settings.method.quantization
-    plain = asked.type == "nf4" and asked.double_quantization
-    if plain or (asked.method, asked.bits) == ("bitsandbytes", 4):
-        return None
-    held = "nothing is quantized" if asked.bits is None else f"here are {asked.bits} bits of {asked.method}"
-    if asked.type == "nf4":
-        return "method.quantization.double_quantization", f"it is a choice of bitsandbytes' 4 bits, and {held}"
-    return f"it is a type of bitsandbytes' 4 bits, and {held}"
-
-
-def lacking(name: str, machine: Machine) -> str | None:
-    """What is wrong with a quantizer on this machine, if anything; one that nobody knows has no packages."""
-    made = QUANTIZERS.get(name, Quantizer())
-    missing = [package for package in made.packages if package not in machine.packages]
-    if not missing:
-        return None
-    command = install(made.extra) if made.extra else f"pip install {missing[0]}"
-    return f"it needs {' and '.join(missing)}, not installed here: {command}"
-
-
-def _package(case: Case) -> str | None:
-    asked = case.settings.method.quantization
-    return None if asked.bits is None else lacking(asked.method, case.facts.machine)
-
-
-def _checkpoint_package(case: Case) -> str | None:
+@rule(
+    "quantized-weights",
+    keys=("method.quantization.bits", "method.quantization.method", "method.name", "precision.name", "model.path"),
+    reason="quantized weights have no gradient; only adapters beside them learn, each over what its layers can read",
+    fix=(
+        "set method=qlora or method.quantization.bits=null; over bitsandbytes learn adalora, oft, vera, ia3 (4 and 8 "
+        "bits), dora (4), loha and lokr (8)"
+    ),
+)
+def quantized_weights(case: Case) -> str | Broken | None:
+    method, base, pure = case.settings.method, case.settings.method.quantization, case.settings.precision.name
     name = checkpoint_quantizer(case.model.config)
-    return name and lacking(name, case.facts.machine)
-
-
-def _layers(case: Case) -> str | None:
-    """GPT-2's layers are no linear ones to torch; only bitsandbytes knows them."""
-    asked = case.settings.method.quantization
-    unknown = case.arch.kind == "gpt2" and asked.bits is not None and asked.method != "bitsandbytes"
-    return f"{asked.method} does not know the layers of gpt2, which would stay whole" if unknown else None
-
-
-def _hqq_groups(case: Case) -> str | None:
-    asked = case.settings.method.quantization
-    if asked.method != "hqq" or asked.bits is None:
+    if name is not None and base.bits is not None:
+        return Broken(
+            message=f"the weights of this checkpoint are quantized already ({name})",
+            reason="transformers keeps the checkpoint's quantization and drops the other",
+            fix=(
+                "set method=lora and method.quantization.bits=null to train over it as it is, or name the unquantized "
+                "model"
+            ),
+        )
+    if base.bits is not None and not _trains_over(method, base.method, base.bits):
+        return f"{_option(case)} does not train over {base.bits}-bit weights of {base.method}"
+    mixes = method.name == "ia3" or (method.name in ("adalora", "vera") and base.bits == 8)
+    if base.bits is not None and mixes and pure == "pure_bf16":
+        reason = "over these weights PEFT leaves float32 in a product with bfloat16, where nothing casts its operands"
+        return Broken(message=f"with precision={pure}", reason=reason, fix="set precision=bf16 or fp32")
+    name = _of_checkpoint(case.model.config, "kept")
+    if name is None or _trains_over(method, name, _checkpoint_bits(case.model.config["quantization_config"])):
         return None
-    group = _HQQ_GROUP * (8 // asked.bits)  # packed as whole bytes
+    message = f"{_option(case)} does not train over {name} weights"
+    return Broken(key="method.name", message=message, fix="set method=lora, or name the unquantized model")
+
+
+@rule(
+    "quantizer-limits",
+    keys=("method.quantization.bits", "method.quantization.method", "model.path"),
+    reason="no adapter was seen to train over other weights of it",
+    fix="set bits that it does, or method.quantization.method=bitsandbytes",
+)
+def quantizer_limits(case: Case) -> str | Broken | None:
+    asked, bits = case.settings.method.quantization, QUANTIZERS[case.settings.method.quantization.method].bits
+    if asked.bits is None:
+        return None
+    if asked.bits not in bits:
+        return f"{asked.method} does {' and '.join(map(str, bits))} bits here"
+    if case.arch.kind == "gpt2" and asked.method != "bitsandbytes":  # whose layers are no linear ones to torch
+        return f"{asked.method} does not know the layers of gpt2, which would stay whole"
+    group = _HQQ_GROUP * (8 // asked.bits)  # that share a scale, packed as whole bytes
     odd = [name for name, (outputs, inputs) in case.arch.linears().items() if outputs * inputs % group]
-    return f"the weights of {odd[0]} are no multiple of {group}" if odd else None
+    return f"the weights of {odd[0]} are no multiple of {group}" if odd and asked.method == "hqq" else None
 
 
-def _twice(case: Case) -> str | None:
-    name = checkpoint_quantizer(case.model.config)
-    if name is None or case.settings.method.quantization.bits is None:
-        return None
-    return f"the weights of this checkpoint are quantized already ({name})"
-
-
-def _checkpoint_unread(case: Case) -> str | None:
+@rule(
+    "checkpoint-quantizer",
+    keys=("model.path", "hardware.device"),
+    reason="no adapter trains over it with today's transformers and PEFT",
+    fix="name the unquantized model and set method=qlora",
+)
+def unreadable_checkpoint(case: Case) -> str | Broken | None:
     name, config = checkpoint_quantizer(case.model.config), case.model.config
     if name is None:
         return None
+    if name == "aqlm" and case.device == "cpu" and config["quantization_config"].get("nbits_per_codebook") == 8:
+        reason = "the CPU's kernel gives no result that a gradient can pass"
+        return Broken(message="over AQLM codebooks of 8 bits no adapter trains on a CPU", reason=reason)
     if name not in QUANTIZERS or QUANTIZERS[name].checkpoint == "unread":
         return f"its weights are quantized by {name}"
     if name != "torchao":
@@ -312,27 +298,24 @@ def _checkpoint_unread(case: Case) -> str | None:
     return None if kind == "Int8WeightOnlyConfig" else f"its weights are torchao's {kind}, not Int8WeightOnlyConfig"
 
 
-def _checkpoint_needs_gpu(case: Case) -> str | None:
-    if checkpoint_quantizer(case.model.config) != "aqlm" or case.device != "cpu":
-        return None
-    bits = case.model.config["quantization_config"].get("nbits_per_codebook")
-    return "over AQLM codebooks of 8 bits no adapter trains on a CPU" if bits == 8 else None
-
-
-def _checkpoint_method(case: Case) -> str | None:
-    name, method = _of_checkpoint(case.model.config, "kept"), case.settings.method
-    if name is None:
-        return None
-    bits = _checkpoint_bits(case.model.config["quantization_config"])
-    return None if _trains_over(method, name, bits) else f"{_option(case)} does not train over {name} weights"
-
-
-def _checkpoint_precision(case: Case) -> str | None:
+@rule(
+    "checkpoint-precision",
+    keys=("precision.name", "model.path", "hardware.device"),
+    reason="on a GPU transformers turns the whole model to float16, whatever the plan says",
+    fix="set precision=fp16",
+)
+def checkpoint_precision(case: Case) -> str | None:
     half = in_half(case.model.config, case.device) and precision(case)[0] != "fp16"
     return "AWQ weights compute in float16 on a GPU" if half else None
 
 
-def _checkpoint_broken(case: Case) -> str | None:
+@rule(
+    "checkpoint-broken",
+    keys=("model.path", "method.quantization.bits"),
+    reason="neither the memory that the weights take nor how to read them can be told",
+    fix="restore config.json from the model's source",
+)
+def checkpoint_broken(case: Case) -> str | None:
     """A number that the size of the weights follows from is missing: the estimate would fail, and so would reading."""
     if not stays_quantized(case.settings.method.quantization, case.model.config):
         return None
@@ -342,21 +325,3 @@ def _checkpoint_broken(case: Case) -> str | None:
     except (KeyError, TypeError, ZeroDivisionError) as error:
         return f"its quantization_config lacks a number, or has a wrong one ({error})"
     return None
-
-
-RULES: tuple[Rule, ...] = (
-    Rule("checkpoint-broken", _checkpoint_broken),
-    Rule("quantized-weights", _quantized),
-    Rule("quantizer-bits", _bits),
-    Rule("quantizer-without-bits", _without_bits),
-    Rule("quantization-type", _type_unread),
-    Rule("quantizer-package", _package),
-    Rule("quantizer-layers", _layers),
-    Rule("hqq-groups", _hqq_groups),
-    Rule("quantized-twice", _twice),
-    Rule("checkpoint-quantizer", _checkpoint_unread),
-    Rule("checkpoint-package", _checkpoint_package),
-    Rule("checkpoint-needs-gpu", _checkpoint_needs_gpu),
-    Rule("checkpoint-method", _checkpoint_method),
-    Rule("checkpoint-precision", _checkpoint_precision),
-)

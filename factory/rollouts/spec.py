@@ -9,8 +9,9 @@ from factory.architecture import Architecture
 from factory.config import registry
 from factory.config.settings import Stage
 from factory.plan import choices, heads
+from factory.plan.facts import AdapterFacts, RewardFacts
 from factory.plan.plan import BYTES, Dtype
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 from factory.rewards import spec as rewards
 from factory.stages.rm.spec import SCORE
 
@@ -114,82 +115,53 @@ def reward_bytes(case: Case, trained: Dtype, frozen: Dtype) -> int:
 # --- the rules
 
 
-def _reward(case: Case) -> str | tuple[str, str] | None:
-    stage = case.settings.stage
-    if stage.reward is None and stage.reward_model is None:
-        return "nothing says how good an answer is"
-    if stage.reward is not None and stage.reward_model is not None:
-        return "stage.reward", "stage.reward_model scores the answers too"
-    return None
-
-
-def _reward_form(case: Case) -> str | None:
-    text = case.settings.stage.reward
+@rule(
+    "reward",
+    keys=("stage.reward_model", "stage.reward"),
+    reason="only their scores make answers likelier, and one score is followed at a time",
+    fix="set one of stage.reward_model=RUN (of stage=rm), stage.reward=module:function, trl:NAME or http://HOST/PATH",
+)
+def reward(case: Case) -> str | Broken | None:
+    text, model = case.settings.stage.reward, case.settings.stage.reward_model
     if text is None:
+        return "nothing says how good an answer is" if model is None else None
+    if model is not None:
+        return Broken(key="stage.reward", message="stage.reward_model scores the answers too")
+    if (named := rewards.named(text)) is None:
+        return Broken(key="stage.reward", message="it is neither module:function, trl:NAME nor an http address")
+    if named.kind != "trl" or named.name in rewards.TRL:
         return None
-    found = rewards.named(text)
-    if found is None:
-        return "it is neither module:function, trl:NAME nor an http address"
-    unknown = found.kind == "trl" and found.name not in rewards.TRL
-    return f"of TRL's functions {', '.join(rewards.TRL)} can be named" if unknown else None
+    return Broken(key="stage.reward", message=f"of TRL's functions {', '.join(rewards.TRL)} can be named")
 
 
-def _reward_package(case: Case) -> str | None:
-    text = case.settings.stage.reward
-    found = rewards.named(text) if text else None
-    if found is None or found.kind != "trl":
-        return None
-    missing = [name for name in rewards.TRL.get(found.name, ()) if name not in case.facts.machine.packages]
-    return f"it needs the package {missing[0]}, which is not installed" if missing else None
-
-
-def _server_alone(case: Case) -> tuple[str, str] | None:
-    """What is said of a server where none is asked: the defaults say nothing."""
-    stage = case.settings.stage
-    if stage.reward is not None and (found := rewards.named(stage.reward)) and found.kind == "server":
-        return None
-    for name in ("reward_timeout", "reward_retries"):
-        if case.asked(f"stage.{name}"):
-            return f"stage.{name}", "no server is asked"
-    return None
-
-
-def _reward_base(case: Case) -> str | None:
-    """A reward adapter stands on the very base that the policy does."""
-    reward = case.facts.reward
-    if reward is None or reward.adapter is None:
-        return None
-    peft = registry.hook(case.method_spec, "peft")
-    if peft is None:
-        return f"it is an adapter, and method={case.settings.method.name} trains the weights that it stands on"
-    if reward.adapter.started:
-        return "it stands on a base of its own, quantized without its start, and the policy on another"
-    ours, theirs = peft(case.settings.method, case.arch), reward.adapter.config
-    if ours["peft_type"] != (kind := theirs.get("peft_type")):
-        return f"its adapter is of PEFT's type {kind}, the trained one {ours['peft_type']}: one base cannot carry both"
-    words = "trainable_token_indices"
-    if (ours.get(words) or None) != (theirs.get(words) or None):
-        return "it was trained with other new tokens"
-    if registry.starts_from_weights(case.method_spec, case.settings.method):
-        return f"method={case.settings.options.get('method')} starts from the base's weights, and leaves it another"
-    if getattr(case.settings.method, "target_experts", False) or theirs.get("target_parameters"):
-        return "PEFT cannot hold two adapters of stacked experts"
-    if reward.base is not None and not _same_model(reward.base, case.model.fingerprint):
-        return f"it was trained on another model ({reward.base}, here is {case.model.fingerprint})"
-    if reward.adapter.base is not None and reward.adapter.base != case.model.config:
-        return "its base has stretched positions (base/config.json), this run's has not"
-    return None
-
-
-def _same_model(one: str, other: str) -> bool:
-    """By fingerprints; of the hub's models a plan may know the branch, another the commit."""
-    return one == other or ("@" in one and one.partition("@")[0] == other.partition("@")[0])
-
-
-def _reward_fits(case: Case) -> str | None:
+@rule(
+    "reward-model",
+    keys=(
+        "stage.reward_model",
+        "model.path",
+        "model.new_tokens",
+        "method.name",
+        "method.initialization",
+        "method.target_experts",
+    ),
+    reason="one set of base weights serves both adapters, and PEFT switches between adapters of one type",
+    fix=(
+        "train the reward model on this model with the same kind of method, and not loftq or pissa over few "
+        "bits, or name one of method=full"
+    ),
+)
+def reward_model(case: Case) -> str | Broken | None:
     reward = case.facts.reward
     if reward is None:
         return None
+    if (wrong := _misfit(case, reward)) is not None:
+        reason = "a score is the head's product with the last hidden state of the same tokens"
+        fix = "name the folder of a run of stage=rm on this model"
+        return Broken(message=wrong, reason=reason, fix=fix)
+    return _wrong_base(case, reward, reward.adapter) if reward.adapter is not None else None
+
+
+def _misfit(case: Case, reward: RewardFacts) -> str | None:
     score = reward.heads.get(SCORE)
     if score is None:
         return f"there is no {heads.file_of(SCORE)} in it"
@@ -201,38 +173,73 @@ def _reward_fits(case: Case) -> str | None:
     return None
 
 
-def _reference_needs_adapter(case: Case) -> str | None:
+def _wrong_base(case: Case, reward: RewardFacts, adapter: AdapterFacts) -> str | None:
+    """Return why a reward adapter cannot stand on the very base that the policy does."""
+    peft = registry.hook(case.method_spec, "peft")
+    if peft is None:
+        return f"it is an adapter, and method={case.settings.method.name} trains the weights that it stands on"
+    if adapter.started:
+        return "it stands on a base of its own, quantized without its start, and the policy on another"
+    ours, theirs = peft(case.settings.method, case.arch), adapter.config
+    if ours["peft_type"] != (kind := theirs.get("peft_type")):
+        return f"its adapter is of PEFT's type {kind}, the trained one {ours['peft_type']}: one base cannot carry both"
+    words = "trainable_token_indices"
+    if (ours.get(words) or None) != (theirs.get(words) or None):
+        return "it was trained with other new tokens"
+    if registry.starts_from_weights(case.method_spec, case.settings.method):
+        return f"method={case.settings.options.get('method')} starts from the base's weights, and leaves it another"
+    if getattr(case.settings.method, "target_experts", False) or theirs.get("target_parameters"):
+        return "PEFT cannot hold two adapters of stacked experts"
+    if reward.base is not None and not _same_model(reward.base, case.model.fingerprint):
+        return f"it was trained on another model ({reward.base}, here is {case.model.fingerprint})"
+    if adapter.base is not None and adapter.base != case.model.config:
+        return "its base has stretched positions (base/config.json), this run's has not"
+    return None
+
+
+def _same_model(one: str, other: str) -> bool:
+    """By fingerprints; of the hub's models a plan may know the branch, another the commit."""
+    return one == other or ("@" in one and one.partition("@")[0] == other.partition("@")[0])
+
+
+@rule(
+    "reference-needs-adapter",
+    keys=("method.name", "stage.name"),
+    reason="the distance to the model before training would need a second copy of all weights",
+    fix=(
+        "set a method with an adapter (method=lora), or no pull to the reference: stage.kl_coefficient=0 "
+        "stage.kl_target=null of ppo, stage.beta=0 of grpo"
+    ),
+)
+def reference_needs_adapter(case: Case) -> str | None:
     if case.settings.verb != "train":
         return None
     whole = registry.hook(case.method_spec, "peft") is None and reads_reference(case)
     return f"method={case.settings.method.name} moves the base itself, and no copy of it is kept" if whole else None
 
 
-def _method(case: Case) -> str | None:
-    does = registry.hook(case.method_spec, "BY_STEP")
-    return f"{does} by the step, of which each has several updates here" if does else None
+@rule(
+    "rollout-method",
+    keys=("method.name", "method.dropout", "stage.name"),
+    reason="old and new probabilities of a token must differ only by what was learnt",
+    fix="set method=lora",
+)
+def rollout_method(case: Case) -> str | Broken | None:
+    if does := registry.hook(case.method_spec, "BY_STEP"):
+        reason = "its schedule of ranks is made for one update per step"
+        return Broken(message=f"{does} by the step, of which each has several updates here", reason=reason)
+    if getattr(case.settings.method, "dropout", 0):
+        return Broken(key="method.dropout", message="dropout is off here", fix="set method.dropout=0")
+    return None
 
 
-def _dropout(case: Case) -> str | None:
-    return "dropout is off here" if getattr(case.settings.method, "dropout", 0) else None
-
-
-def _data(case: Case) -> str | tuple[str, str] | None:
-    data = case.settings.data
-    for name, why in (
-        ("streaming", "which prompts a stream gives is not known before they are read"),
-        ("train_on_prompt", "the sampled answers alone are trained"),
-        ("mask_history", "the sampled answers alone are trained"),
-    ):
-        if getattr(data, name):
-            return f"data.{name}", why
-    if choices.packing(case):
-        return "data.packing", "prompts are answered one by one"
-    seen = [name for name, found in case.facts.data.items() if found.media]
-    return ("data.sources", f"{seen[0]} has {case.facts.data[seen[0]].media[0]}") if seen else None
-
-
-def _batches(case: Case) -> str | None:
+@rule(
+    "rollout-batches",
+    keys=("stage.rollout_batch_size", "stage.batch_size", "stage.gradient_accumulation_steps"),
+    reason="all answers of a step are trained equally often",
+    fix="set it to a multiple of stage.batch_size x stage.gradient_accumulation_steps",
+)
+def rollout_batches(case: Case) -> str | None:
     stage = case.settings.stage
     update = stage.batch_size * stage.gradient_accumulation_steps
     if stage.rollout_batch_size % update == 0:
@@ -240,7 +247,13 @@ def _batches(case: Case) -> str | None:
     return f"updates of {stage.batch_size} x {stage.gradient_accumulation_steps} answers do not divide it"
 
 
-def _room(case: Case) -> str | None:
+@rule(
+    "rollout-room",
+    keys=("stage.max_new_tokens", "data.max_length", "model.context_length", "model.path"),
+    reason="an answer follows its prompt, and positions that the model never saw come out as noise",
+    fix="lower stage.max_new_tokens or data.max_length (which holds the prompts, with the data's own answers)",
+)
+def rollout_room(case: Case) -> str | None:
     context = choices.context_length(case)
     if context is None:
         return None
@@ -252,19 +265,3 @@ def _room(case: Case) -> str | None:
         if length + new > context
         else None
     )
-
-
-RULES = (
-    Rule("reward-missing", _reward),
-    Rule("reward-form", _reward_form),
-    Rule("reward-package", _reward_package),
-    Rule("reward-server-keys", _server_alone),
-    Rule("reward-base", _reward_base),
-    Rule("reward-fits", _reward_fits),
-    Rule("reference-needs-adapter", _reference_needs_adapter),
-    Rule("rollout-method", _method),
-    Rule("rollout-dropout", _dropout),
-    Rule("rollout-data", _data),
-    Rule("rollout-batches", _batches),
-    Rule("rollout-room", _room),
-)

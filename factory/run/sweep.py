@@ -31,6 +31,8 @@ from factory.execute.context import STARTED
 from factory.outlet import outlets
 from factory.plan.inspect.machine import look_at_machine
 from factory.plan.plan import read_plan
+from factory.plan.rule import Broken
+from factory.plan.rules import secret_in_settings
 from factory.run import jobs
 from factory.run.folder import RunFolder, fresh, is_held, read_json, write_whole
 from factory.run.jobs import Compile, Fate, Job
@@ -142,14 +144,13 @@ def refuse_secrets(line: compose.CommandLine, listed: Sequence[Job]) -> None:
 
     The texts are looked at too: not all that a sweeper may choose is compiled, nor what is under a key that is refused.
     """
-    found = [refused for job in listed for refused in job.refusals if refused.rule == _SECRET]
+    found = [refused for job in listed for refused in job.refusals if refused.rule == secret_in_settings.id]
     texts = (*line.overrides, *(text for job in listed for text in job.overrides))
     hidden = dict.fromkeys(clean for text in texts if (clean := redacted(text)) != text)
-    if found := found or [refusal(_SECRET, text, _WRITTEN) for text in hidden]:
+    if found := found or [secret_in_settings.refusal(text, Broken(message=_WRITTEN)) for text in hidden]:
         raise UserError(*dict.fromkeys(found))
 
 
-_SECRET = "secret-in-settings"  # noqa: S105  a rule
 _WRITTEN = "a password or a token in it would be written to the sweep's folder and shown"
 
 

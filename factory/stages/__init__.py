@@ -1,6 +1,6 @@
 """A folder per stage: `spec` (keys, rules, the kind of record; no torch) and `run` (torch).
 
-A spec has `Settings`, `KIND` and `RULES`, and where it applies also (`registry.hook` finds it)
+A spec has `Settings` and `KIND`, and where it applies also (`registry.hook` finds it)
 - `UNIT = "samples"` where its loss is not the mean over trained tokens,
 - `parts_rows(own)`, true where its loss is by the length of a batch's rows, which then do not stand in one,
 - `METRICS`, what else than the loss of held-out rows can say which model is best; higher is better,

@@ -56,7 +56,7 @@ def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
     for layer in layers[recomputed:]:
         if not isinstance(layer, GradientCheckpointingLayer):
             raise refuse(
-                "recomputed-layers",
+                "recomputation",
                 f"compute.recomputed_layers={recomputed}",
                 f"the code of {arch.kind} says for all of its layers at once whether they are recomputed",
                 because="other layers than these would be recomputed, or none",

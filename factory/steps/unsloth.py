@@ -2,7 +2,7 @@
 
 Written against the published source of unsloth 2026.10.9. The loop, the loss and the checks stay ours: its classes keep
 PEFT's names, give hidden states below the head, and part packed rows where position_ids start again and there is no
-mask (`models/llama.py`, LlamaModel_fast_forward). What it does not do is refused by the rule `kernels-fit`.
+mask (`models/llama.py`, LlamaModel_fast_forward). What it does not do is refused by the rule `kernels`.
 """
 
 import os

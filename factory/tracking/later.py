@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.redact import secret_in
-from factory.config.refusal import Refusal, UserError, refusal, refuse
+from factory.config.refusal import Refusal, UserError, refuse
 from factory.config.settings import Tracking
 from factory.config.values import to_tree
 from factory.config.words import counted
 from factory.execute.report import as_json
+from factory.plan import packages, rules
 from factory.plan.plan import Plan, read_plan
+from factory.plan.rule import Broken
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.run.swept import SweepFolder
 from factory.tracking import ledger, spec
@@ -128,14 +130,16 @@ def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -
     return unusable(elsewhere(made, chosen, None).tracking, packages)
 
 
-def unusable(tracking: Tracking, packages: dict[str, str]) -> list[Refusal]:
+def unusable(tracking: Tracking, there: dict[str, str]) -> list[Refusal]:
     """The refusals of an address that a plan was not compiled with."""
-    found = list(spec.problems(tracking, packages))
+    found = [(spec.tracking_place, each) for each in spec.problems(tracking)]
+    if (wrong := spec.no_login(tracking, there)) is not None:
+        found.append((spec.tracking_login, Broken(key="tracking.mode", message=wrong)))
     if (key := secret_in({"tracking": to_tree(tracking)})) is not None:
-        found.append(("secret-in-settings", key, _SECRET))
-    return [
-        refusal(rule, f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", wrong) for rule, key, wrong in found
-    ]
-
-
-_SECRET = "a password or a token in it would be written to the run's folder and shown"  # noqa: S105  words
+        wrong = "a password or a token in it would be written to the run's folder and shown"
+        found.append((rules.secret_in_settings, Broken(key=key, message=wrong)))
+    refused = packages.missing_of_tool(tracking.tool, there)
+    for rule, each in found:
+        key = each.key or ""
+        refused.append(rule.refusal(f"{key}={getattr(tracking, key.removeprefix('tracking.'))}", each))
+    return refused

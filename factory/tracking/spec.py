@@ -14,7 +14,9 @@ from pathlib import Path
 from factory.config.settings import Tracking
 from factory.config.words import program
 from factory.inference.asked import name_of
+from factory.plan.choices import WRITES
 from factory.plan.plan import Plan
+from factory.plan.rule import Broken, Case, rule
 from factory.run.folder import sqlite_file
 
 
@@ -37,36 +39,63 @@ TOOLS: dict[str, Tool] = {
 _DATABASE_OR_SERVER = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://|databricks")
 _JOINS = (0, 30)  # of wandb
 _PROJECT, _NO_LETTERS = 128, "/\\#?%:"  # of a name in wandb: how long it may be, what it may not have
-_Problem = tuple[str, str, str]  # rule, key, what is wrong
 
 
-def problems(tracking: Tracking, packages: Mapping[str, str]) -> Iterator[_Problem]:
-    """What cannot be: (rule, key, what is wrong) of each."""
+@rule(
+    "tracking",
+    keys=("tracking.uri", "tracking.tool", "tracking.experiment"),
+    reason="the run would train and then have nowhere to be logged",
+    fix="set another tracking.uri, or tracking=none",
+)
+def tracking_place(case: Case) -> Iterator[Broken]:
+    """Leave a verb that tracks nothing to what was asked for."""
+    tracks = case.settings.verb not in WRITES
+    return (each for each in problems(case.settings.tracking) if tracks or case.asked(each.key or ""))
+
+
+@rule(
+    "tracking-login",
+    keys=("tracking.mode", "tracking.tool", "tracking.uri"),
+    reason="the server of wandb takes only runs of its users",
+    fix="run `wandb login`, set WANDB_API_KEY, or set tracking.mode=offline and send with `wandb sync` later",
+    machine=True,
+)
+def tracking_login(case: Case) -> str | None:
+    return no_login(case.settings.tracking, case.facts.machine.packages)
+
+
+def no_login(tracking: Tracking, packages: Mapping[str, str]) -> str | None:
+    online = tracking.tool == "wandb" and tracking.mode == "online" and TOOLS["wandb"].package in packages
+    return "there is no key of wandb here" if online and not has_wandb_key(tracking.uri) else None
+
+
+def problems(tracking: Tracking) -> Iterator[Broken]:
+    """Yield what is wrong with where runs are logged to."""
     tool, uri = tracking.tool, tracking.uri
     if tool == "mlflow" and uri is not None and not _DATABASE_OR_SERVER.match(uri):
         scheme, there, _ = uri.partition("://")
-        other = there and scheme != "file"
-        wrong = (
-            f"MLflow knows no store of the kind {scheme}://"
-            if other
-            else "MLflow no longer keeps runs in plain folders"
+        yield Broken(
+            key="tracking.uri",
+            message=f"MLflow knows no store of the kind {scheme}://"
+            if there and scheme != "file"
+            else "MLflow no longer keeps runs in plain folders",
+            fix=(
+                "set sqlite:///mlflow.db, a server's http address (its login in MLFLOW_TRACKING_USERNAME and "
+                "_PASSWORD), or null"
+            ),
         )
-        yield "tracking-address", "tracking.uri", wrong
     if tool == "mlflow" and (wrong := _not_stored(uri or "")):
-        yield "tracking-store", "tracking.uri", wrong
+        fix = "set tracking.uri=sqlite:////FOLDER/mlflow.db to one where it can lie, or tracking=none"
+        yield Broken(key="tracking.uri", message=wrong, fix=fix)
     if tool == "tensorboard" and (uri is None or "://" in uri):
-        yield "tracking-folder", "tracking.uri", "TensorBoard's files lie in a folder"
+        fix = "set a path, as in tracking.uri=tensorboard"
+        yield Broken(key="tracking.uri", message="TensorBoard's files lie in a folder", fix=fix)
     if tool == "wandb" and uri is not None and not re.match(r"https?://", uri):
-        yield "tracking-wandb-server", "tracking.uri", "it is no http address"
+        fix = "set the http address of a server of your own, or null for wandb's own"
+        yield Broken(key="tracking.uri", message="it is no http address", fix=fix)
     if tool == "wandb" and (wrong := _no_project(tracking.experiment or "")):
-        yield "tracking-wandb-project", "tracking.experiment", wrong
-    for key, set_, reader in _unread(tracking):
-        if set_:
-            yield "tracking-unread", key, f"tracking.tool={tool} does not read it: {reader} does"
-    if tool in TOOLS and TOOLS[tool].package not in packages:
-        yield "tracking-package", "tracking.tool", f"the package {TOOLS[tool].package} is not installed"
-    elif tool == "wandb" and tracking.mode == "online" and not has_wandb_key(uri):
-        yield "tracking-login", "tracking.mode", "there is no key of wandb here"
+        fix = "set another tracking.experiment; a team is named by WANDB_ENTITY"
+        yield Broken(key="tracking.experiment", message=wrong, fix=fix)
 
 
 def database(uri: str) -> Path | None:
@@ -92,13 +121,6 @@ def _no_project(name: str) -> str | None:
         return f"it has {len(name)} letters, and a project's name {_PROJECT} at most"
     found = [letter for letter in _NO_LETTERS if letter in name]
     return f"a project's name cannot have {' or '.join(found)} in it" if found else None
-
-
-def _unread(tracking: Tracking) -> Iterator[tuple[str, bool, str]]:
-    tool = tracking.tool
-    yield "tracking.uri", tool == "none" and tracking.uri is not None, "mlflow, tensorboard or wandb"
-    yield "tracking.mode", tool != "wandb" and tracking.mode != "online", "wandb"
-    yield "tracking.system_metrics", not tracking.on and tracking.system_metrics, "what runs are logged to"
 
 
 def title(plan: Plan) -> str:

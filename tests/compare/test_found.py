@@ -121,7 +121,7 @@ def test_a_sweep_is_its_jobs(tmp_path: Path) -> None:
     planned = [
         Recorded(name=str(at), overrides=(f"method={method}",), digest=None, refused=refused)
         for at, (method, refused) in enumerate(
-            [("lora", None), ("galore", "[galore-rank] x"), ("full", None), ("oft", None)]
+            [("lora", None), ("galore", "[projection-rank] x"), ("full", None), ("oft", None)]
         )
     ]
     sweep.write(Record(overrides=("method=…",), config_dirs=(), parent_run=None, jobs=tuple(planned)))
@@ -135,7 +135,7 @@ def test_a_sweep_is_its_jobs(tmp_path: Path) -> None:
         ("2", "finished"),
         ("3", "not run"),
     ]
-    assert made[1].said == "[galore-rank] x"
+    assert made[1].said == "[projection-rank] x"
     assert made[2].report["evaluate"] == {"perplexity": 8.0} and str(other) in str(made[2].said)
     assert sweep.ended()["0"].code == 0  # the last one counts
 

@@ -431,7 +431,7 @@ def test_all_violated_rules_are_listed_at_once(command: Command, here: Path) -> 
         "tracking.uri=./mlruns",
     )
     assert said.code == 2
-    assert sorted(said.rules) == ["data-missing", "model-missing", "tracking-address"]
+    assert sorted(said.rules) == ["data-missing", "model-missing", "tracking"]
     assert not list(here.iterdir())  # nothing was written
 
 
@@ -762,7 +762,7 @@ def test_the_quotes_that_are_advised_are_read() -> None:
 def test_where_runs_cannot_be_logged_is_told_as_what_it_is(uri: str, says: str, command: Command, here: Path) -> None:
     (here / "file").write_text("")
     said = command("train", f"tracking.uri={uri}", "hydra.run.dir=file/run")
-    assert sorted(said.rules) == ["cannot-write", "tracking-address"] and says in said.err
+    assert sorted(said.rules) == ["cannot-write", "tracking"] and says in said.err
     assert f"{here}/file is a file, and no folder" in said.err
 
 

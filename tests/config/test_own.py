@@ -1,7 +1,7 @@
 """A method, a stage or a template in a file of the user's: what it must have, and that its content is planned."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,18 @@ from conftest import Said, compiled, refusals
 
 from factory import methods, stages, templates
 from factory.config import compose
-from factory.config.refusal import UserError, catalogue
+from factory.config.refusal import UserError
 from factory.execute.verify import verify
 from factory.inference import asked
 from factory.verbs.use import to_write
 
 METHOD = """
-from factory.methods.full.spec import RULES, Settings, optimizer_bytes, trainable
+from factory.methods.full.spec import Settings, optimizer_bytes, trainable
 from factory.methods.marking import marks
 attach = optimizer = marks(trainable)
 """
 STAGE = """
-from factory.stages.sft.spec import KIND, RULES, Settings
+from factory.stages.sft.spec import KIND, Settings
 def loss(model, batch, own): ...
 """
 ASKED = ("method=full", "method.name=mine.py")
@@ -38,12 +38,6 @@ ASKED = ("method=full", "method.name=mine.py")
         ("method", "import nowhere", "importing it raised ModuleNotFoundError: No module named 'nowhere'"),
         ("method", METHOD.replace("attach = ", ""), "it has no attach"),
         ("method", STAGE, "it has no trainable, optimizer_bytes, attach, optimizer"),
-        (
-            "method",
-            f"{METHOD}from factory.plan.rule import Rule\nRULES = (Rule('odd', len),)",
-            "its rule odd has no",
-        ),
-        ("method", f"{METHOD}WORDS = {{'nothing-trains': None}}", "its rule nothing-trains has the name of another"),
         ("stage", STAGE.replace("def loss", "def lost"), "it has no loss"),
         ("stage", f"{STAGE}KIND = 'songs'", "its KIND is songs, none of text, messages, pairs, labelled"),
     ],
@@ -94,27 +88,20 @@ def test_a_template_may_be_jinja_as_tokenizers_have_it(here: Path) -> None:
     assert set(made.own) == {"mine.jinja"} and templates.read("mine.jinja") == "{{ messages[0]['content'] }}"
 
 
-@pytest.fixture(autouse=True)
-def _words_end_with_the_test() -> Iterator[None]:
-    yield
-    catalogue().maps[0].clear()
-
-
 def test_one_that_trains_nothing_is_refused(here: Path) -> None:
-    (here / "mine.py").write_text(f"{METHOD}def trainable(method, arch): return {{}}\nRULES = ()\n")
+    (here / "mine.py").write_text(f"{METHOD}def trainable(method, arch): return {{}}\n")
     (found,) = refusals(*ASKED)
-    assert found.rule == "method-trains-nothing" and "names no tensor" in found.wrong
+    assert found.rule == "nothing-trains"
     assert compiled(*ASKED, "stage=rm").estimate.parameters.trainable > 0  # its head
 
 
 def test_its_rules_speak_in_its_words(here: Path, command: Callable[..., Said]) -> None:
     (here / "mine.py").write_text(
         f"""{METHOD}
-from factory.plan.rule import Rule
-from factory.config.refusal import Words
-def _large(case): return "it is large" if case.settings.stage.batch_size > 8 else None
-RULES = (Rule("mine-batch", _large),)
-WORDS = {{"mine-batch": Words(because="it was never tried", fix="lower it", reads=("stage.batch_size",))}}
+from factory.plan.rule import rule
+
+@rule("mine-batch", keys=("stage.batch_size",), reason="it was never tried", fix="lower it")
+def large(case): return "it is large" if case.settings.stage.batch_size > 8 else None
 """
     )
     assert compiled(*ASKED, training=False)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import refusals
 from own_tasks import ASKED, QUESTIONS, SHOTS, own_tasks
 from rich.console import Console
 
@@ -343,13 +342,6 @@ def test_shots_do_not_hold_where_a_tasks_file_wants_none(planned: PlannedHarness
         "sums_bare": 0,
     }
     assert [note.partition(" ")[0] for note in read.notes] == ["sums_bare"]
-
-
-@pytest.mark.parametrize(("key", "value"), [("shots", "3"), ("path", "sums")])
-def test_a_benchmarks_key_is_refused_with_the_harnesss_own(key: str, value: str, mine: str) -> None:
-    asked = ("hardware=cpu", "tracking=none", mine, "evaluate.harness=[sums]", f"evaluate.{key}={value}")
-    (refusal,) = refusals(*asked)
-    assert refusal.rule == "benchmark-keys-unread" and f"it is evaluate.harness_{key}" in refusal.wrong
 
 
 def test_what_is_wrong_costs_no_model(execute: Execute, mine: str, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:

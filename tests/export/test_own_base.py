@@ -210,7 +210,7 @@ def test_a_base_that_cannot_be_made_is_refused_before_anything_is_read(what: str
         file.write_bytes(file.read_bytes()[:-1])
     else:
         file.write_bytes(Path("run/model/adapter_model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="export-own-base" if what in ("other bits", "no file") else "model-broken"):
+    with pytest.raises(UserError, match="export-base" if what in ("other bits", "no file") else "model-broken"):
         planned(*words)
 
 

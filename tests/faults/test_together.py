@@ -30,7 +30,7 @@ def test_two_in_one_folder(verb: str, trained: str, where: Path, tiny_model: Pat
     wait_for(lambda: (folder / ("sweep.json" if verb == "sweep" else "events.jsonl")).exists(), 120)
     code, text = ended(started(*words))
     # the last where the first has ended by now
-    refused = ("[folder-in-use]", "[folder-taken]", "[sweep-taken]", "[export-there]")
+    refused = ("[folder-in-use]", "[folder-taken]", "[sweep-taken]", "[export-dir]")
     assert code == 2 and any(rule in text for rule in refused), text
     code, text = ended(first)
     assert code == 0, text

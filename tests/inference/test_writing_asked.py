@@ -38,12 +38,10 @@ def refused(verb: Any, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("verb", "words", "rules"),
     [
-        ("chat", "stage=rm", ["writes-scores"]),
-        ("serve", "stage=rm", ["writes-untrained-head"]),
-        ("serve", "engine.memory_fraction=0.5", ["engine-key"]),
+        ("chat", "stage=rm", ["nothing-written"]),
+        ("serve", "stage=rm", ["head-fits"]),
         ("serve", "engine=vllm engine.memory_fraction=0.5", []),
         ("chat", "engine=vllm method.quantization.bits=4", ["engine-vllm-weights"]),
-        ("serve", "serve.name=a serve.adapters={a: x}", ["serve-name"]),
         ("serve", "serve.port=70000 generation.top_p=0 engine.batch=0", ["bad-value"] * 3),
         ("chat", "data=alpaca method.rank=3 evaluate.samples=3", ["writes-unread"] * 3),
         ("chat", "stage=dpo", ["writes-untrained"]),
@@ -80,7 +78,7 @@ def test_attention_that_takes_no_mask_is_refused_and_another_engine_has_its_own(
     card = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
     machine(gpus=(card,), packages=look.look_at_machine().packages | {"flash-attn": "2.8"})
     flash = (f"model.path={tiny_model}", "tracking=none", "compute.attention=flash_attention_2", "precision=bf16")
-    assert refused("chat", *flash) == ["writes-attention"]
+    assert refused("chat", *flash) == ["attention"]
     assert refused("chat", *flash, "engine=vllm") == []
 
 

@@ -35,14 +35,14 @@ def planned(model: Path, *overrides: str) -> Plan:
         ("compute.attention=flash_attention_2", "flash-attn", "package-missing", "compute.attention=flash_attention_2"),
         ("compute.kernels=liger", "liger-kernel", "package-missing", "compute.kernels=liger"),
         ("stage.optimizer=adamw_8bit", "bitsandbytes", "package-missing", "stage.optimizer=adamw_8bit"),
-        ("method=qlora", "bitsandbytes", "quantizer-package", "method.quantization.method=bitsandbytes"),
+        ("method=qlora", "bitsandbytes", "package-missing", "method.quantization.method=bitsandbytes"),
         (
             "hardware.num_processes=8 hardware.strategy=zero2",
             "deepspeed",
-            "deepspeed-missing",
+            "package-missing",
             "hardware.strategy=zero2",
         ),
-        ("evaluate.harness=[arc_easy]", "lm-eval", "harness-package", "evaluate.harness=[arc_easy]"),
+        ("evaluate.harness=[arc_easy]", "lm-eval", "package-missing", "evaluate.harness=[arc_easy]"),
     ],
 )
 def test_a_package(overrides: str, without: str, rule: str, setting: str, tiny_model: Path) -> None:
@@ -57,9 +57,7 @@ def test_the_package_that_reads_a_checkpoint(tiny_model: Path) -> None:
     config = {**made.steps.load.config, "quantization_config": {"quant_method": "bitsandbytes"}}
     made = replace(made, steps=replace(made.steps, load=replace(made.steps.load, config=config)))
     assert lacking(made, there(), launched=False) == []
-    assert [found.rule for found in lacking(made, there(without="bitsandbytes"), launched=False)] == [
-        "checkpoint-package"
-    ]
+    assert [found.rule for found in lacking(made, there(without="bitsandbytes"), launched=False)] == ["package-missing"]
 
 
 def test_cards(tiny_model: Path) -> None:

@@ -8,15 +8,17 @@ import pytest
 import tiny
 
 from factory.config import compose, groups
-from factory.config.refusal import Refusal, catalogue
-from factory.config.settings import Quantization, all_keys
+from factory.config.refusal import Refusal
+from factory.config.settings import Quantization
+from factory.plan import packages
 from factory.plan.anew import settings_of
 from factory.plan.choices import precision
 from factory.plan.facts import Gpu
 from factory.plan.inspect import look
 from factory.plan.plan import Dtype
-from factory.plan.rule import Case
-from factory.quantizers.spec import PACKAGES, QUANTIZERS, RULES, notes, reading, stays_quantized, weight_bytes
+from factory.plan.rule import Case, rules_in
+from factory.quantizers import spec
+from factory.quantizers.spec import PACKAGES, QUANTIZERS, notes, reading, stays_quantized, weight_bytes
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, compute_capability=9.0)
 FOUR, EIGHT = "method.quantization.bits=4", "method.quantization.bits=8"
@@ -42,56 +44,6 @@ class On:
 
 def quantizer(name: str) -> str:
     return f"method.quantization.method={name}"
-
-
-# rule, what it refuses, what it lets pass
-TABLE: tuple[tuple[str, On, tuple[On, ...]], ...] = (
-    ("quantized-weights", On(f"method=full {FOUR}"), (On("method=full"), On(FOUR))),
-    ("quantized-weights", On(f"method=vera {EIGHT} {quantizer('torchao')}"), (On(f"method=vera {EIGHT}"),)),
-    ("quantized-weights", On(f"method=dora {EIGHT}"), (On(f"method=dora {FOUR}"), On("method=dora"))),
-    ("quantized-weights", On(f"method=dora {FOUR} {quantizer('hqq')}"), (On(f"{FOUR} {quantizer('hqq')}"),)),
-    ("quantizer-bits", On(f"{FOUR} {quantizer('torchao')}"), (On(f"{EIGHT} {quantizer('torchao')}"), On(FOUR))),
-    ("quantizer-bits", On(f"{FOUR} {quantizer('quanto')}"), (On(f"{EIGHT} {quantizer('quanto')}"), On(EIGHT))),
-    ("quantizer-without-bits", On(quantizer("hqq")), (On(f"{FOUR} {quantizer('hqq')}"), On(quantizer("bitsandbytes")))),
-    ("quantization-type", On("method.quantization.type=fp4"), (On(f"{FOUR} method.quantization.type=fp4"),)),
-    ("quantization-type", On(f"{EIGHT} method.quantization.type=fp4"), (On(f"{EIGHT} method.quantization.type=nf4"),)),
-    ("quantization-type", On(f"{FOUR} {quantizer('hqq')} method.quantization.type=fp4"), (On(),)),
-    ("quantizer-package", On(FOUR, without=("bitsandbytes",)), (On(without=("bitsandbytes",)),)),
-    ("quantizer-package", On(f"{FOUR} {quantizer('hqq')}", without=("hqq",)), (On(FOUR, without=("hqq",)),)),
-    ("quantizer-layers", On(f"{EIGHT} {quantizer('torchao')}", model="gpt2"), (On(EIGHT, model="gpt2"),)),
-    ("hqq-groups", On(f"{FOUR} {quantizer('hqq')}", model="odd"), (On(f"{EIGHT} {quantizer('hqq')}", model="odd"),)),
-    ("quantized-twice", On(FOUR, BNB), (On("", BNB), On(FOUR))),
-    ("quantized-twice", On("method=qlora", GPTQ), (On("method=lora", GPTQ), On("method=qlora"))),
-    ("quantized-twice", On(FOUR, FP8), (On("", FP8),)),
-    ("checkpoint-quantizer", On("", {"quant_method": "higgs"}), (On("", BNB),)),
-    ("checkpoint-quantizer", On("", {"quant_method": "hqq"}), (On("", {"load_in_8bit": True}),)),
-    ("checkpoint-quantizer", On("", {"bits": 4}), (On("", None),)),
-    ("checkpoint-quantizer", On("", INT4), (On("", INT8),)),
-    ("checkpoint-quantizer", On("", {"quant_method": "torchao", "quant_type": {}}), (On("", INT8),)),
-    ("checkpoint-broken", On("", {"quant_method": "gptq", "bits": 4}), (On("", GPTQ),)),
-    ("checkpoint-broken", On("", {"quant_method": "aqlm", "num_codebooks": 1}), (On("", AQLM),)),
-    ("checkpoint-broken", On("", GPTQ | {"group_size": 0}), (On("", GPTQ | {"group_size": -1}),)),
-    ("checkpoint-package", On("", GPTQ, without=("optimum",)), (On("", AWQ, without=("optimum",)),)),
-    ("checkpoint-package", On("", AWQ, without=("gptqmodel",)), (On("", BNB, without=("gptqmodel",)),)),
-    ("checkpoint-needs-gpu", On("", AQLM | {"nbits_per_codebook": 8}), (On("", AQLM),)),
-    (
-        "checkpoint-needs-gpu",
-        On("", AQLM | {"nbits_per_codebook": 8}),
-        (On("", AQLM | {"nbits_per_codebook": 8}, True),),
-    ),
-    ("checkpoint-method", On("method=full", BNB), (On("method=lora", BNB), On("method=full"), On("method=full", FP8))),
-    ("checkpoint-method", On("method=freeze method.num_layers=1", GPTQ), (On("method=rslora", GPTQ),)),
-    ("checkpoint-method", On("method=dora", GPTQ), (On("method=dora", BNB), On("method=dora", FP8))),
-    ("checkpoint-method", On("method=dora", {"load_in_8bit": True}), (On("method=loha", {"load_in_8bit": True}),)),
-    ("checkpoint-method", On("method=loha", BNB), (On("method=oft", BNB),)),
-    ("checkpoint-method", On("method=galore method.rank=8", AWQ), (On("method=galore method.rank=8", FP8),)),
-    ("checkpoint-method", On("method=vera", GPTQ), (On("method=vera", BNB), On("method=lora_plus", GPTQ))),
-    (
-        "checkpoint-precision",
-        On("precision=bf16", AWQ, True),
-        (On("precision=fp16", AWQ, True), On("", AWQ, True), On("", AWQ), On("precision=bf16", GPTQ, True)),
-    ),
-)
 
 
 @pytest.fixture(scope="session")
@@ -126,17 +78,8 @@ def case_of(on: On, folders: dict[str, Path]) -> Case:
 
 def refused(on: On, folders: dict[str, Path]) -> list[Refusal]:
     case = case_of(on, folders)
-    return [found for rule in RULES if rule.applies(set(), case) and (found := rule.check(case))]
-
-
-@pytest.mark.parametrize(("rule", "wrong", "legal"), TABLE, ids=lambda value: str(value)[:60])
-def test_fires_alone(rule: str, wrong: On, legal: tuple[On, ...], folders: dict[str, Path], here: Path) -> None:
-    (found,) = refused(wrong, folders)
-    assert found.rule == rule
-    assert found.setting.partition("=")[0] in catalogue()[rule].reads
-    assert found.machine == rule.endswith("-package")
-    for on in legal:
-        assert refused(on, folders) == [], on
+    rules = [*rules_in(spec), *rules_in(packages)]
+    return [found for rule in rules if rule.applies(case) for found in rule.refusals(case)]
 
 
 def test_auto_takes_what_a_checkpoint_computes_in(folders: dict[str, Path], here: Path) -> None:
@@ -147,13 +90,7 @@ def test_auto_takes_what_a_checkpoint_computes_in(folders: dict[str, Path], here
 
 def test_of_an_unknown_quantizer_no_number_is_missed(folders: dict[str, Path], here: Path) -> None:
     found = refused(On(FOUR, {"quant_method": "higgs"}), folders)
-    assert [each.rule for each in found] == ["quantized-twice", "checkpoint-quantizer"]
-
-
-def test_every_rule_is_in_the_table_and_reads_keys_that_exist() -> None:
-    assert {row[0] for row in TABLE} == {rule.id for rule in RULES}
-    known = {found.path for found in all_keys()}
-    assert {key for rule in RULES for key in rule.reads} <= known
+    assert [each.rule for each in found] == ["quantized-weights", "checkpoint-quantizer", "package-missing"]
 
 
 def test_a_missing_package_is_named_with_its_extra(folders: dict[str, Path], here: Path) -> None:
@@ -162,8 +99,12 @@ def test_a_missing_package_is_named_with_its_extra(folders: dict[str, Path], her
 
     for name, made in QUANTIZERS.items():
         if made.bits and made.extra:
-            (found,) = refused(On(f"{EIGHT} {quantizer(name)}", without=made.packages), folders)
-            assert f"pip install -e '{groups.ROOT}[{made.extra}]'" in found.wrong
+            found = next(
+                each
+                for each in refused(On(f"{EIGHT} {quantizer(name)}", without=made.packages), folders)
+                if each.rule == "package-missing"
+            )
+            assert f"pip install -e '{groups.ROOT}[{made.extra}]'" in found.fix
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for made in QUANTIZERS.values():
@@ -175,7 +116,7 @@ def test_a_missing_package_is_named_with_its_extra(folders: dict[str, Path], her
 
 def test_what_is_kept_and_what_is_made_whole() -> None:
     none = Quantization(method="bitsandbytes", bits=None, type="nf4", double_quantization=True)
-    four = replace(none, bits=4)
+    four = none.model_copy(update={"bits": 4})
     for said, kept in ((BNB, True), (GPTQ, True), (AQLM, True), (FP8, False), ({"quant_method": "mxfp4"}, False)):
         assert stays_quantized(none, {"quantization_config": said}) is kept, said
     assert stays_quantized(four, {}) and not stays_quantized(none, {})
@@ -194,7 +135,7 @@ def test_seven_billion_weights_take_the_papers_half_byte() -> None:
     four = Quantization(method="bitsandbytes", bits=4, type="nf4", double_quantization=True)
     shape = (4096, 11008)
     for double, bits in ((True, 4.127), (False, 4.5)):
-        measured = weight_bytes(replace(four, double_quantization=double), {}, shape, "bfloat16")
+        measured = weight_bytes(four.model_copy(update={"double_quantization": double}), {}, shape, "bfloat16")
         assert 8 * measured / (shape[0] * shape[1]) == pytest.approx(bits, abs=1e-3)
 
 
@@ -204,6 +145,6 @@ def test_the_plan_says_what_stays_whole(tmp_path: Path, here: Path) -> None:
     arch = case_of(On(model="moe"), {"moe": moe}).arch
     (said,) = notes(four, {}, arch, "bfloat16")
     assert "experts" in said and "bfloat16" in said
-    assert notes(replace(four, bits=None), {}, arch, "bfloat16") == ()
-    (said,) = notes(replace(four, bits=None), {"quantization_config": FP8}, arch, "float16")
+    assert notes(four.model_copy(update={"bits": None}), {}, arch, "bfloat16") == ()
+    (said,) = notes(four.model_copy(update={"bits": None}), {"quantization_config": FP8}, arch, "float16")
     assert "fp8" in said and "float16" in said

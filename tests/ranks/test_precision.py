@@ -31,7 +31,7 @@ def test_fsdp_gathers_in_16_bits_and_reduces_in_32(method: str, precision: str, 
 @pytest.mark.parametrize("strategy", ["fsdp", *ZERO])
 def test_float16_is_refused_where_its_scale_is_not_shared(strategy: str) -> None:
     shape = ("hardware=h100_80gb", "hardware.num_processes=2", f"hardware.strategy={strategy}")
-    assert "precision-of-ranks" in [each.rule for each in refusals(*shape, "precision=fp16", training=False)]
+    assert "strategy-limits" in [each.rule for each in refusals(*shape, "precision=fp16", training=False)]
 
 
 @pytest.mark.parametrize(("card", "overlaps"), [("h100_80gb", True), ("cpu", False)])

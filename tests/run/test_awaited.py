@@ -34,16 +34,14 @@ def test_rewards_of_a_run_that_is_awaited_need_no_package() -> None:
 @pytest.mark.parametrize(
     ("words", "rules"),
     [
-        ("recipe=dpo_after_sft method=pissa", {"adapter-two-starts", "adapter-fits"}),
+        ("recipe=dpo_after_sft method=pissa", {"adapter-start", "adapter-fits"}),
         ("recipe=dpo_after_sft runs.sft.method=olora", {"adapter-fits"}),
         ("recipe=dpo_after_sft runs.dpo.method=full", {"adapter-fits"}),
         ("recipe=dpo_after_sft runs.dpo.method.rank=4", {"adapter-fits"}),
-        ("recipe=dpo_after_sft method=full runs.dpo.model.revision=x", {"revision-unread"}),
-        ("recipe=rlhf method=pissa", {"adapter-two-starts", "adapter-fits", "reward-base"}),
-        ("recipe=rlhf runs.ppo.stage.reward=m:f", {"reward-missing"}),
-        ("recipe=rlhf runs.ppo.stage.reward_timeout=4", {"reward-server-keys"}),
-        ("recipe=rlhf runs.rm.method=oft", {"reward-base"}),
-        ("recipe=rlhf runs.sft.method=full", {"reward-base"}),
+        ("recipe=rlhf method=pissa", {"adapter-start", "adapter-fits", "reward-model"}),
+        ("recipe=rlhf runs.ppo.stage.reward=m:f", {"reward"}),
+        ("recipe=rlhf runs.rm.method=oft", {"reward-model"}),
+        ("recipe=rlhf runs.sft.method=full", {"reward-model"}),
     ],
 )
 def test_what_its_turn_would_refuse_is_refused_before_any_run(words: str, rules: set[str]) -> None:

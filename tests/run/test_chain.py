@@ -172,7 +172,7 @@ class Runs:
 
     def _plan(self, composed: compose.Composed) -> Plan:
         if self._refused and self._refused in composed.overrides:
-            raise refuse("galore-rank", "method.rank=9", "it is too much")
+            raise refuse("projection-rank", "method.rank=9", "it is too much")
         own = ("seed=", "method=", "model.rope_scaling=", "model.context_length=", "data.max_length=")
         return side_by_side.plan(*(text for text in composed.overrides if text.startswith(own)))
 
@@ -400,7 +400,7 @@ def test_nothing_starts_where_a_run_of_a_chain_is_refused(line: Line, capsys: py
     runs = Runs(refused="seed=2")
     assert chained(line(THREE), runs) == 2
     assert runs.done == [] and not Path(FOLDER).exists()
-    assert re.search(r"run two\n\[galore-rank\]", capsys.readouterr().err)
+    assert re.search(r"run two\n\[projection-rank\]", capsys.readouterr().err)
 
 
 def test_a_refused_run_that_nobody_waits_for_stops_no_other(line: Line) -> None:

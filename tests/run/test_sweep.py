@@ -50,7 +50,7 @@ def said(where: Path, tiny_model: Path) -> str:
 
 def test_one_refused_job_stops_no_other(said: str, where: Path) -> None:
     assert "Traceback" not in said
-    assert "[galore-optimizer]" in said
+    assert "[optimizer]" in said
     folder = where / "swept"
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
@@ -64,7 +64,7 @@ def test_one_refused_job_stops_no_other(said: str, where: Path) -> None:
         "table.md",
     ]
     assert {path.name for path in (folder / "1").iterdir()} == {"run.log"}
-    assert "[galore-optimizer]" in (folder / "1" / "run.log").read_text()
+    assert "[optimizer]" in (folder / "1" / "run.log").read_text()
     for job, method in (("0", "lora"), ("2", "full")):
         report = json.loads((folder / job / "report.json").read_text())
         assert report["status"] == "finished"

@@ -41,7 +41,7 @@ LINE = compose.CommandLine(overrides=("seed=1,2", "tracking=none"), multirun=Tru
 
 def compiled(composed: compose.Composed) -> Plan:
     if "refused" in composed.overrides:
-        raise refuse("galore-rank", "method.rank=9", "it is too much")
+        raise refuse("projection-rank", "method.rank=9", "it is too much")
     return side_by_side.plan(*composed.overrides)
 
 
@@ -131,8 +131,8 @@ def test_all_jobs_are_compiled_before_the_first_starts(swept: Swept, capsys: pyt
     assert swept(runs, ["method=lora", "refused", "method=full"]) == 1
     assert runs.log == ["compile"] * 3 + ["run 0", "run 2"]
     plans, _, rest = capsys.readouterr().out.partition("3 jobs: 2 to run, 1 refused.")
-    assert "method=lora" in plans and "2,442,240" in plans and "refused by [galore-rank]: 1" in plans
-    assert "refused: [galore-rank] method.rank=9: it is too much." in rest
+    assert "method=lora" in plans and "2,442,240" in plans and "refused by [projection-rank]: 1" in plans
+    assert "refused: [projection-rank] method.rank=9: it is too much." in rest
     tree = json.loads(SweepFolder(FOLDER).record.read_text())
     assert [job["refused"] is not None for job in tree["jobs"]] == [False, True, False]
     ended = SweepFolder(FOLDER).ended()
@@ -167,7 +167,7 @@ class NoMore(Runs):
     """Of a machine on which no job fits any more."""
 
     def _compile(self, composed: compose.Composed) -> Plan:
-        raise refuse("galore-rank", "method.rank=9", "it is too much")
+        raise refuse("projection-rank", "method.rank=9", "it is too much")
 
 
 def test_a_finished_job_is_kept_where_it_would_be_refused_by_now(
@@ -428,10 +428,10 @@ def test_a_mistake_of_ours_closes_a_sweep_too() -> None:
 
 def test_plan_m_shows_every_job_and_runs_none(command: Callable[..., Any], here: Path) -> None:
     said = command("plan", "-m", "method=lora,galore", "stage.optimizer=muon", "plan.format=json")
-    assert (said.code, said.rules) == (2, ["galore-optimizer"])
+    assert (said.code, said.rules) == (2, ["optimizer"])
     one, two = json.loads(said.out)["jobs"]
     assert one["plan"]["estimate"]["parameters"]["trainable"] == 2_442_240
-    assert two["plan"] is None and [found["rule"] for found in two["refusals"]] == ["galore-optimizer"]
+    assert two["plan"] is None and [found["rule"] for found in two["refusals"]] == ["optimizer"]
     said = command("plan", "-m", "method.rank=range(2,6,2)", "hydra.sweep.dir=x")
     assert said.code == 0 and "2 jobs: 2 to run." in said.out
     assert command("plan", "-m", "seed=1,2", "plan.format=yaml").rules == ["plan-of-a-sweep"]

@@ -290,7 +290,7 @@ def test_a_score_answers_nothing(execute: Execute, tiny_model: Path) -> None:
     done = execute(plan=plan)
     assert done.result["samples"] == []
     (refusal,) = refusals(*base, "evaluate.samples=2")
-    assert refusal.rule == "answers-of-a-score"
+    assert refusal.rule == "nothing-written"
 
 
 def test_memory_counts_the_head_and_no_logits(tiny_model: Path) -> None:
@@ -370,7 +370,7 @@ def test_goes_on_from_the_saved_head(method: str, key: str, execute: Execute, ti
         verify(second.run.plan)
     save_file({"weight": torch.zeros(1, 16)}, saved / "score_head.safetensors")
     (refusal,) = refusals("hardware=cpu", *(f"model.path={tiny_model}",) * (method == "lora"), *base)
-    assert (refusal.rule, refusal.setting.partition("=")[0]) == ("score-head", key)
+    assert (refusal.rule, refusal.setting.partition("=")[0]) == ("head-fits", key)
     assert "1 x 16" in refusal.wrong
 
 

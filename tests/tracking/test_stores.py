@@ -34,8 +34,8 @@ def test_a_file_that_cannot_be_written_is_no_store(tmp_path: Path, monkeypatch: 
     file.touch()
     for place in (file, tmp_path):  # the user may write all, who runs the tests
         monkeypatch.setattr(os, "access", lambda path, mode, place=place: Path(path) != place or mode != os.W_OK)
-        assert wrong("sqlite:///m.db") == [("tracking-store", f"{place} cannot be written")]
-    assert wrong("sqlite:///nowhere/m.db") == [("tracking-store", f"there is no folder {tmp_path / 'nowhere'}")]
+        assert wrong("sqlite:///m.db") == [("tracking", f"{place} cannot be written")]
+    assert wrong("sqlite:///nowhere/m.db") == [("tracking", f"there is no folder {tmp_path / 'nowhere'}")]
 
 
 @pytest.mark.parametrize("verb", ["chat", "serve"])
@@ -44,5 +44,5 @@ def test_who_only_answers_needs_no_place_for_runs(verb: str, tiny_model: Path, m
     words = f"model.path={tiny_model}", "model.template=chatml"
     assert compiled(*words, verb=verb).verb == verb
     for asked in (words, (*words, "tracking.uri=sqlite:///mlflow.db")):
-        with pytest.raises(UserError, match=r"\[tracking-store\]"):
+        with pytest.raises(UserError, match=r"\[tracking\]"):
             compiled(*asked, verb="train" if asked is words else verb)

@@ -87,7 +87,6 @@ def test_what_is_saved_hears(method: str, base: Path, execute: Callable[..., Any
     [
         ("audio", "parts-need-images: only audios train its audio, and the data has none"),
         ("audio,projector", "parts-need-images: only audios train its audio and its projector, and the data has none"),
-        ("language,vision", "parts-absent: the model has no vision"),
         ("vision", "nothing-trains: nothing of this model would be trained; its parts are audio, language, projector"),
     ],
 )

@@ -79,4 +79,4 @@ def test_answers_that_are_judged_one_by_one_have_no_images_yet(tmp_path: Path, h
     (here / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = (f"model.path={seers.save('llava', tmp_path / 'llava')}", "hardware=cpu", "stage=kto")
     found = refusals(*words, "data=file", "data.path=labelled.jsonl")
-    assert [refusal.rule for refusal in found] == ["mismatched-media"]
+    assert [refusal.rule for refusal in found] == ["media-not-taken"]

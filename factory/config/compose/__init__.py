@@ -108,24 +108,57 @@ def _unread_flag(word: str) -> Refusal:
     name = word.partition("=")[0]
     if name in OF_A_VERB:
         verb, value = OF_A_VERB[name]
-        return refusal("flag-of-another-verb", word, f"it belongs to `{verb}`", usage=f"{verb} {name} {value}")
+        return refusal(
+            "flag-of-another-verb",
+            word,
+            f"it belongs to `{verb}`",
+            because="here it would be ignored, or what follows it misread",
+            fix=f"leave it out, or `factory {f'{verb} {name} {value}'}` instead",
+        )
     if name in _ALONE:
-        return refusal("unknown-flag", word, "it takes no value", hint=f"write {name} alone; ")
+        return refusal(
+            "unknown-flag",
+            word,
+            "it takes no value",
+            because="it would be ignored, or what follows it misread",
+            fix=(
+                f"{f'write {name} alone; '}a setting is key=value, without dashes; `factory --help` lists what there is"
+            ),
+        )
     return refusal(
-        "unknown-flag", word, "there is no such flag", hint=flag_meant(name, paths()) or did_you_mean(name, _FLAGS)
+        "unknown-flag",
+        word,
+        "there is no such flag",
+        because="it would be ignored, or what follows it misread",
+        fix=(
+            f"{flag_meant(name, paths()) or did_you_mean(name, _FLAGS)}a setting is key=value, without "
+            "dashes; `factory --help` lists what there is"
+        ),
     )
 
 
 def _argument(flag: str, rest: list[str]) -> str:
     if not rest:
-        raise refuse("unknown-flag", flag, "it needs a value", hint="")
+        raise refuse(
+            "unknown-flag",
+            flag,
+            "it needs a value",
+            because="it would be ignored, or what follows it misread",
+            fix="a setting is key=value, without dashes; `factory --help` lists what there is",
+        )
     return rest.pop(0)
 
 
 def _shown(flag: str, value: str) -> str:
     known = ", ".join(_SHOWS[flag])
     if value not in _SHOWS[flag]:
-        raise refuse("unknown-flag", f"{flag} {value}", f"{flag} takes one of {known}", hint="")
+        raise refuse(
+            "unknown-flag",
+            f"{flag} {value}",
+            f"{flag} takes one of {known}",
+            because="it would be ignored, or what follows it misread",
+            fix="a setting is key=value, without dashes; `factory --help` lists what there is",
+        )
     return value
 
 
@@ -175,14 +208,33 @@ def prepared(line: CommandLine) -> Prepared:
             continue
         key, chosen = override.key_or_group, override.value()
         if key in swept:
-            problems.append(refusal("swept-again", text, f"{swept[key]} before it names several values", key=key))
+            problems.append(
+                refusal(
+                    "swept-again",
+                    text,
+                    f"{swept[key]} before it names several values",
+                    because="every job would have the last one's value, and some would be alike",
+                    fix=f"say {key} once",
+                )
+            )
             continue
         if line.multirun and override.is_sweep_override():
             swept[key] = text
         if len(key.encode()) > _LONGEST:
             problems.append(no_such_key(key, chosen, []))
         elif override.is_sweep_override() and not line.multirun and not key.startswith("hydra"):
-            problems.append(refusal("several-values", text, "it names several values", key=key))
+            problems.append(
+                refusal(
+                    "several-values",
+                    text,
+                    "it names several values",
+                    because="a run has one value of a key; several are a sweep, with a run for each",
+                    fix=(
+                        f"add -m, which runs each; where a list is meant, {key}=[A,B], where a text with a comma, "
+                        f"\"{key}='A,B'\""
+                    ),
+                )
+            )
         elif key == "recipe":
             unknown = _unknown_options("recipe", chosen, recipes(line.config_dirs))
             unknown = unknown or _several_runs(text, chosen, line.config_dirs)
@@ -197,7 +249,15 @@ def prepared(line: CommandLine) -> Prepared:
             search += chosen if isinstance(chosen, list) else [chosen]
         elif key.startswith("hydra") or override.is_delete():
             if key in PLUGINS and not line.multirun:
-                problems.append(refusal("launcher-without-multirun", text, "it only works in a sweep"))
+                problems.append(
+                    refusal(
+                        "launcher-without-multirun",
+                        text,
+                        "it only works in a sweep",
+                        because="Hydra ignores it otherwise",
+                        fix="add -m",
+                    )
+                )
             ready.append(text)
         else:
             ready.append(f"++{text.lstrip('+')}")
@@ -259,17 +319,44 @@ def _named_twice(group: str, chosen: Any) -> list[Refusal]:
     lists = [each for each in (getattr(chosen, "list", None) or [chosen]) if isinstance(each, list)]
     twice = {name for names in map(_names, lists) for name in names if names.count(name) > 1}
     wrong = "it is named twice in a list"
-    return [refusal("option-twice", f"{group}={name}", wrong, name=name) for name in sorted(twice)]
+    return [
+        refusal(
+            "option-twice",
+            f"{group}={name}",
+            wrong,
+            because="it would be read once, and nothing of it twice",
+            fix=f"name it once; data.sources.{name}.weight=2 takes its rows twice",
+        )
+        for name in sorted(twice)
+    ]
 
 
 def _several_runs(text: str, chosen: Any, config_dirs: tuple[str, ...]) -> list[Refusal]:
     """Where one run's settings are wanted, a recipe of several has none to give."""
     found = [name for name in _names(chosen) if _of_runs(name, config_dirs) is not None]
-    return [refusal("recipe-of-runs", text, f"{name} is a recipe of several runs", name=name) for name in found]
+    return [
+        refusal(
+            "recipe-of-runs",
+            text,
+            f"{name} is a recipe of several runs",
+            because="each of its runs has settings of its own, and runs of it may wait for others",
+            fix=(
+                f"`factory recipe={name}` runs them, `factory plan recipe={name}` shows them; give it by itself, "
+                "without -m"
+            ),
+        )
+        for name in found
+    ]
 
 
 def _no_option(text: str, wrong: str, known: list[str], hint: str = "", other: str = "") -> Refusal:
-    return refusal("unknown-option", text, wrong, known=listed(known) or "none", hint=hint, other=other)
+    return refusal(
+        "unknown-option",
+        text,
+        wrong,
+        because=f"the options are {listed(known) or 'none'}",
+        fix=f"{hint}choose one of them{other}",
+    )
 
 
 def _names(chosen: Any) -> list[str]:
@@ -284,7 +371,16 @@ def _names(chosen: Any) -> list[str]:
 def _unparsable(text: str, message: str) -> Refusal:
     lines = message.splitlines()
     wrong = "its value cannot be read"
-    return refusal("syntax", text, wrong, detail=lines[0].rstrip(".") if lines else "the grammar does not allow it")
+    return refusal(
+        "syntax",
+        text,
+        wrong,
+        because=lines[0].rstrip(".") if lines else "the grammar does not allow it",
+        fix=(
+            "put the value in two pairs of quotes, as in 'key=\"a, b\"', or in a list each of its values, as "
+            "in \"key=['a, b','<c>']\" (~, *, <, spaces, letters beyond ASCII need it)"
+        ),
+    )
 
 
 def compose(line: CommandLine) -> Composed:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,8 @@ from factory.config.groups import CONF, GROUPS, folders
 from factory.config.parsed import yaml_of
 from factory.config.refusal import Refusal, refusal, refuse
 from factory.config.values import plain
+
+_compose = partial(refuse, "compose", fix="`factory --help` lists groups and options, `factory explain KEY` a key")
 
 if TYPE_CHECKING:
     from factory.config.settings import Settings
@@ -57,13 +60,22 @@ def config_of(overrides: list[str], config_dirs: tuple[str, ...]) -> Any:
             except RecursionError:
                 if (file := _of_itself(config_dirs)) is None:
                     raise
-                raise refuse("defaults-circle", str(file), "its defaults name the file itself", file=file) from None
+                raise refuse(
+                    "defaults-circle",
+                    str(file),
+                    "its defaults name the file itself",
+                    because=(
+                        "an option or a recipe of your own stands for the packaged one of its name, in its own "
+                        "defaults too"
+                    ),
+                    fix=f"give {file} another name, or name another in its defaults",
+                ) from None
             except (ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError) as error:
                 _refuse_named_items(overrides, config_dirs)
                 if not config_dirs:
                     raise
-                raise refuse(
-                    "compose", f"--config-dir {config_dirs[-1]}", "a file in it is no config", detail=str(error)
+                raise _compose(
+                    f"--config-dir {config_dirs[-1]}", "a file in it is no config", because=str(error)
                 ) from None
 
     made = translated(composing)
@@ -88,7 +100,13 @@ def _refuse_named_item(config: Any, key: str, value: Any) -> None:
     for part in parts:
         if OmegaConf.is_list(node) and not part.isdecimal():
             wrong = f"{above} is a list, whose items have no names"
-            raise refuse("bad-value", f"{key}={plain(value)}", wrong, fix=f"set {above}=[A,B]")
+            raise refuse(
+                "bad-value",
+                f"{key}={plain(value)}",
+                wrong,
+                because="the schema gives each key one type and range",
+                fix=f"set {above}=[A,B]",
+            )
         if not OmegaConf.is_config(node):
             return
         node, above = OmegaConf.select(node, part, throw_on_resolution_failure=False), f"{above}.{part}"
@@ -118,7 +136,7 @@ def _refuse_endless(config_dirs: tuple[str, ...]) -> None:
         try:
             yaml_of(content)
         except ValueError as error:
-            raise refuse("compose", str(file), "it is no config", detail=str(error)) from None
+            raise _compose(str(file), "it is no config", because=str(error)) from None
 
 
 def _of_itself(config_dirs: tuple[str, ...]) -> Path | None:
@@ -143,7 +161,13 @@ def _refuse_code(hydra: Any) -> None:
             if isinstance(value, dict | list):
                 waiting.append((f"{path}.{name}", value))
             elif name in _CALLS and not str(value).startswith(_CALLED):
-                raise refuse("config-calls", f"{path}.{name}={plain(value)}", "a config may not name what is called")
+                raise refuse(
+                    "config-calls",
+                    f"{path}.{name}={plain(value)}",
+                    "a config may not name what is called",
+                    because="a config says what is wanted; a file from somebody else would run code by it",
+                    fix="take it out; hydra/launcher and hydra/sweeper choose among the installed plugins",
+                )
 
 
 def _look_in(config_dirs: tuple[str, ...]) -> None:
@@ -176,7 +200,13 @@ def unplaced_recipe(config: Any) -> Iterator[Refusal]:
     """Hydra puts what a file holds under its folder's name, unless the file says otherwise."""
     if "recipes" in config:
         said = f"recipe={config.hydra.runtime.choices.get('recipes', '…')}"
-        yield refusal("recipe-package", said, "its file does not begin with # @package _global_")
+        yield refusal(
+            "recipe-package",
+            said,
+            "its file does not begin with # @package _global_",
+            because="its keys would stand under recipes, which nothing reads",
+            fix='make "# @package _global_" the first line of the file, as text without a byte-order mark',
+        )
 
 
 def sweep_in_a_file(config: Any) -> Iterator[Refusal]:
@@ -184,7 +214,13 @@ def sweep_in_a_file(config: Any) -> Iterator[Refusal]:
     mode = getattr(config.hydra.mode, "name", None)
     if mode == "MULTIRUN" or config.hydra.sweeper.get("params"):
         said = "hydra.mode=MULTIRUN" if mode == "MULTIRUN" else "hydra.sweeper.params"
-        yield refusal("launcher-without-multirun", f"{said} (in a file)", "it only works in a sweep")
+        yield refusal(
+            "launcher-without-multirun",
+            f"{said} (in a file)",
+            "it only works in a sweep",
+            because="Hydra ignores it otherwise",
+            fix="add -m",
+        )
 
 
 @contextmanager
@@ -248,16 +284,38 @@ def translated(composing: Callable[[], T]) -> T:
             package = name.partition("_")[0]
             hint = f"{install(package)}, or " if package in PLUGINS[group] else ""
             wrong = "no such plugin is installed"
-            raise refuse("no-plugin", f"{group}={name}", wrong, known=known, hint=hint) from None
+            raise refuse(
+                "no-plugin",
+                f"{group}={name}",
+                wrong,
+                because=f"those that are installed bring {known}",
+                fix=f"{hint}install the plugin of Hydra that brings it",
+            ) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         where = getattr(error, "full_key", None) or "the configuration"
         if isinstance(error, MissingMandatoryValue):
-            raise refuse("value-missing", f"{where}=???", "it has no value yet", key=where) from None
+            raise refuse(
+                "value-missing",
+                f"{where}=???",
+                "it has no value yet",
+                because="??? in a file of options or on the line leaves the value to whoever runs it",
+                fix=f"set {where}=VALUE (`factory explain {where}`)",
+            ) from None
         if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
-            raise refuse("interpolation", where, _unresolved(lines[0]), key=where) from None
+            raise refuse(
+                "interpolation",
+                where,
+                _unresolved(lines[0]),
+                because="${...} is replaced when the configuration is read, and by nothing else",
+                fix=(
+                    f"set {where}=VALUE, or correct what it points to: ${{KEY}} is another key, "
+                    "${oc.env:NAME,DEFAULT} a variable of the environment; the others are oc.select, oc.decode, "
+                    "oc.create, oc.dict.keys, oc.dict.values, now and hydra"
+                ),
+            ) from None
         wrong = lines[0].rstrip(".") if lines else type(error).__name__
         detail = "; ".join(line for line in lines[1:4] if not line.startswith(_INNER))
-        raise refuse("compose", where, wrong, detail=detail or "it cannot be composed") from None
+        raise _compose(where, wrong, because=detail or "it cannot be composed") from None
 
 
 def _unresolved(said: str) -> str:

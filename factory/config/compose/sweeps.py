@@ -20,7 +20,18 @@ def sweep_folder(line: CommandLine, ready: Prepared) -> tuple[str, Composed]:
     given = [text for text in ready.overrides if not parser.parse_override(text).is_sweep_override()]
     config = config_of(given, line.config_dirs)
     if config.hydra.job.chdir:  # by a file: on the line it is refused before
-        raise refuse("hydra-unread", "hydra.job.chdir=true", "a sweep's jobs stay where they are started", hint="")
+        raise refuse(
+            "hydra-unread",
+            "hydra.job.chdir=true",
+            "a sweep's jobs stay where they are started",
+            because=(
+                "Hydra composes the settings; a run is placed, started and logged by Factory, its paths those of "
+                "the folder that the command is given in"
+            ),
+            fix=(
+                "leave it out (of a run Hydra's hydra.run.dir and hydra.searchpath are read, of a sweep hydra.sweep.*)"
+            ),
+        )
     _number(config, 0)  # which a key of all jobs may name
     return translated(lambda: (str(config.hydra.sweep.dir), as_composed(config, config.hydra, line.overrides, "")))
 
@@ -63,11 +74,26 @@ def jobs(line: CommandLine, ready: Prepared, folder: str) -> list[Composed] | Ch
     params = sweeper.get("params") or {}
     task = [*(parser.parse_override(f"{name}={value}") for name, value in params.items()), *task]
     if mixed := [each.input_line for each in task if getattr(each.value(), "shuffle", False)]:
-        raise refuse("jobs-shuffled", str(mixed[0]).lstrip("+"), "its values stand in another order at each reading")
+        raise refuse(
+            "jobs-shuffled",
+            str(mixed[0]).lstrip("+"),
+            "its values stand in another order at each reading",
+            because=(
+                "the jobs are planned and recorded before Hydra reads them again, and those that it starts would "
+                "be others"
+            ),
+            fix="name the values in the order in which the jobs shall run",
+        )
     if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
         return _choosing(line, shared, folder, own, task)
     if endless := [each.input_line for each in task if each.is_sweep_override() and not each.is_discrete_sweep()]:
-        raise refuse("interval-of-jobs", str(endless[0]).lstrip("+"), "an interval has no end of values")
+        raise refuse(
+            "interval-of-jobs",
+            str(endless[0]).lstrip("+"),
+            "an interval has no end of values",
+            because="Hydra's own sweeper tries every value",
+            fix=("name values, as in stage.learning_rate=1e-5,1e-4, or let a sweeper choose, by hydra/sweeper=optuna"),
+        )
     (split,) = translated(lambda: BasicSweeper.split_arguments(task, None))
     return [_job(line, folder, own, texts, number) for number, texts in enumerate(split)]
 
@@ -77,7 +103,16 @@ def _choosing(line: CommandLine, shared: Any, folder: str, own: list[str], task:
     direction = shared.hydra.sweeper.get("direction", "minimize")
     if getattr(direction, "name", direction) != "minimize":
         said = f"hydra.sweeper.direction={getattr(direction, 'name', direction)}"
-        raise refuse("sweeper-direction", said, "a job tells one figure, and less of it is better")
+        raise refuse(
+            "sweeper-direction",
+            said,
+            "a job tells one figure, and less of it is better",
+            because=(
+                "it is the perplexity, the loss, or the reward with its sign changed; the other way the worst "
+                "run would be found"
+            ),
+            fix="leave it out",
+        )
     texts = {"first": [_end(each, 0) for each in task], "last": [_end(each, -1) for each in task]}
     if texts["first"] == texts["last"]:
         del texts["last"]

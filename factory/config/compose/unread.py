@@ -16,17 +16,23 @@ def of_one(texts: tuple[str, ...]) -> Iterator[Refusal]:
     """What a run that is no sweep's would not look at."""
     for text, key in _own(texts):
         if _among(key, _OF_SWEEPS) and name_of(text) not in PLUGINS:  # which are refused where they are composed
-            yield refusal("launcher-without-multirun", text, "it only works in a sweep")
+            yield refusal(
+                "launcher-without-multirun",
+                text,
+                "it only works in a sweep",
+                because="Hydra ignores it otherwise",
+                fix="add -m",
+            )
         elif _among(key, _OF_NONE):
-            yield refusal("hydra-unread", text, "a run does not read it", hint="")
+            yield _hydra_unread(text, "a run does not read it", hint="")
 
 
 def of_a_sweep(texts: tuple[str, ...]) -> Iterator[Refusal]:
     for text, key in _own(texts):
         if _among(key, ("run",)):
-            yield refusal("hydra-unread", text, "a sweep does not read it", hint="set hydra.sweep.dir, or ")
+            yield _hydra_unread(text, "a sweep does not read it", hint="set hydra.sweep.dir, or ")
         elif _among(key, _OF_NONE):
-            yield refusal("hydra-unread", text, "a sweep does not read it", hint="")
+            yield _hydra_unread(text, "a sweep does not read it", hint="")
 
 
 def of_a_recipe(texts: tuple[str, ...]) -> Iterator[Refusal]:
@@ -34,7 +40,7 @@ def of_a_recipe(texts: tuple[str, ...]) -> Iterator[Refusal]:
     for text, key in _own(texts):
         if key != "sweep.dir" and _among(key, (*_OF_SWEEPS, *_OF_NONE)):
             wrong = "a recipe of several runs does not read it"
-            yield refusal("hydra-unread", text, wrong, hint="")
+            yield _hydra_unread(text, wrong, hint="")
 
 
 def _own(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -47,3 +53,19 @@ def _own(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 def _among(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _hydra_unread(setting: str, wrong: str, hint: str) -> Refusal:
+    return refusal(
+        "hydra-unread",
+        setting,
+        wrong,
+        because=(
+            "Hydra composes the settings; a run is placed, started and logged by Factory, its paths those of "
+            "the folder that the command is given in"
+        ),
+        fix=(
+            f"{hint}leave it out (of a run Hydra's hydra.run.dir and hydra.searchpath are read, of a sweep "
+            "hydra.sweep.*)"
+        ),
+    )

@@ -3,16 +3,16 @@
 arXiv 2303.10512, algorithm 1: so all adapters share a budget of ranks, which falls along a cubic to what they keep.
 """
 
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
 from pydantic import Field
 
 from factory.architecture import Architecture, Shape
-from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, over_bitsandbytes, targets
-from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.methods.lora.targets import PREFIX, Adapter, as_saved, over_bitsandbytes, targets
 from factory.optimizers.spec import state_bytes
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
 trains_over = over_bitsandbytes
 
@@ -101,32 +101,35 @@ def at_end(method: Settings) -> str | None:
     return None if method.ranks else f"{ends}, and up to method.initial_rank={method.initial_rank} before"
 
 
-def _nothing_goes(case: Case) -> str | None:
-    method = case.settings.method
-    return f"method.rank={method.rank} is no less" if method.initial_rank <= method.rank else None
-
-
-def _no_time(case: Case) -> str | None:
-    method = case.settings.method
-    whole = method.initial_phase + method.final_phase >= 1
-    return f"method.final_phase={method.final_phase:g} takes the rest of the run" if whole else None
-
-
-def _not_the_adapters(case: Case) -> str | None:
-    method, adapter = case.settings.method, case.model.adapter
-    if method.ranks is None:
-        return None
-    if adapter is None:
-        return "there is no model.adapter that was pruned so"
-    return None if method.ranks == ranks_kept(method, adapter.config) else "model.adapter has other ranks"
-
-
 RANKS = "whole"
 BY_STEP = "it chooses ranks"
-RULES = (
-    *TARGET_RULES,
-    NOT_PURE_OVER_8_BITS,
-    Rule("adalora-rank", _nothing_goes),
-    Rule("adalora-phases", _no_time),
-    Rule("adalora-ranks", _not_the_adapters),
+
+
+@rule(
+    "adalora-ranks",
+    keys=(
+        "method.initial_rank",
+        "method.rank",
+        "method.initial_phase",
+        "method.final_phase",
+        "method.ranks",
+        "model.adapter",
+        "model.path",
+    ),
+    reason="the adapters start with more than they may keep, and the least important part goes between two phases",
+    fix="set method.initial_rank above method.rank, and phases that leave some of the run between them",
 )
+def adalora_ranks(case: Case) -> Iterator[Broken]:
+    method, adapter = case.settings.method, case.model.adapter
+    if method.initial_rank <= method.rank:
+        yield Broken(message=f"method.rank={method.rank} is no less")
+    if method.initial_phase + method.final_phase >= 1:
+        wrong = f"method.final_phase={method.final_phase:g} takes the rest of the run"
+        yield Broken(key="method.initial_phase", message=wrong)
+    if method.ranks is not None and (adapter is None or method.ranks != ranks_kept(method, adapter.config)):
+        yield Broken(
+            key="method.ranks",
+            message="model.adapter has other ranks" if adapter else "there is no model.adapter that was pruned so",
+            reason="a run chooses the ranks itself, and one from a pruned adapter has those of its file",
+            fix="set method.ranks=null",
+        )

@@ -8,14 +8,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.methods.galore import spec as galore
 from factory.methods.galore.spec import optimizer_bytes, projected
-from factory.optimizers.spec import no_adam
-from factory.plan.rule import Rule
+from factory.optimizers.spec import no_adam as unfit
 
-__all__ = ["RANKS", "RULES", "Settings", "gradients", "optimizer_bytes", "projected", "trainable"]
+__all__ = ["RANKS", "Settings", "gradients", "optimizer_bytes", "projected", "trainable", "unfit"]
 
 
 class Settings(galore.Settings):
@@ -28,9 +26,3 @@ class Settings(galore.Settings):
 
 
 RANKS = "alone"
-RULES = (
-    Rule("apollo-rank", galore.rank_too_high),
-    Rule("apollo-optimizer", no_adam),
-    Rule("galore-parts", galore.projects_nothing),
-    *full.RULES,
-)

@@ -13,9 +13,8 @@ from pydantic import Field
 
 from factory.architecture import Architecture, Shape
 from factory.config.settings import Method
-from factory.methods.parts import nothing_trains, of_language, of_parts
+from factory.methods.parts import of_parts
 from factory.optimizers.spec import NEEDS_GPU, no_adam, state_bytes
-from factory.plan.rule import Case, Rule
 
 
 class Turns(Method):
@@ -70,16 +69,10 @@ def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mi
     return gradients(method, shapes, arch) if mixed else 0
 
 
-def of_no_turns(case: Case) -> str | None:
-    """Each turn makes its optimizer anew, and bitsandbytes holds each paged state to the end of the process."""
-    name = case.settings.stage.optimizer
-    paged = f"of {name} bitsandbytes frees no state, and each turn makes one" if name in NEEDS_GPU else None
-    return no_adam(case) or paged
-
-
 RANKS = "alone"
-PARTS = (
-    Rule("nothing-trains", nothing_trains(trainable)),
-    Rule("keys-of-language", of_language(trainable, "embedding", "head")),
-)
-RULES = (Rule("badam-optimizer", of_no_turns), *PARTS)
+
+
+def unfit(optimizer: str) -> str | None:
+    """Return why the method cannot step with an optimizer. Each turn makes one; a paged state is never freed."""
+    paged = f"of {optimizer} bitsandbytes frees no state, and each turn makes one" if optimizer in NEEDS_GPU else None
+    return no_adam(optimizer) or paged

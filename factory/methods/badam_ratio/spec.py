@@ -9,11 +9,10 @@ from typing import Literal
 from pydantic import Field
 
 from factory.architecture import Architecture, Shape
-from factory.methods.badam.spec import PARTS, Turns, notes, of_no_turns, trainable
+from factory.methods.badam.spec import Turns, notes, trainable, unfit
 from factory.optimizers.spec import state_bytes
-from factory.plan.rule import Rule
 
-__all__ = ["RANKS", "RULES", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable"]
+__all__ = ["RANKS", "Settings", "chosen", "copied", "gradients", "notes", "optimizer_bytes", "trainable", "unfit"]
 
 _WHOLE = 100  # elements: smaller tensors are trained as a whole
 
@@ -47,4 +46,3 @@ def copied(method: Settings, shapes: dict[str, Shape], arch: Architecture, *, mi
 
 
 RANKS = "alone"
-RULES = (Rule("badam-optimizer", of_no_turns), *PARTS)

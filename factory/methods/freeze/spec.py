@@ -9,10 +9,10 @@ from factory.architecture import Architecture, Shape
 from factory.config.refusal import did_you_mean
 from factory.config.settings import Method
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.parts import nothing_trains, of_language, of_parts
-from factory.plan.rule import Case, Rule
+from factory.methods.parts import nothing_there, of_parts
+from factory.plan.rule import Broken, Case, rule
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "shown", "trainable"]
+__all__ = ["Settings", "optimizer_bytes", "shown", "trainable"]
 
 
 class Settings(Method):
@@ -46,7 +46,7 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     found = of_parts(dict(arch.tensors()), others, arch)
     if "language" in method.parts:
         found |= _under(method.extra_modules, of_parts(arch.outside, ("language",), arch))
-        for layer in chosen(method, arch):
+        for layer in (index for index in chosen(method, arch) if 0 <= index < arch.layers):
             own = arch.blocks[layer].tensors
             own = own if method.modules == "all" else _under(method.modules, own)
             whole = {f"{arch.layers_at}.{layer}.{name}": shape for name, shape in own.items()}
@@ -68,67 +68,58 @@ def _is_of(tensor: str, module: str) -> bool:
     return f".{module}." in f".{tensor}."
 
 
-def _layers_exist(case: Case) -> str | tuple[str, str] | None:
-    method, count = case.settings.method, case.arch.layers
-    if "language" not in method.parts:
-        return None
-    if method.layers is not None:
-        if not method.layers:
-            return "method.layers", "the list is empty"
-        outside = [layer for layer in method.layers if not 0 <= layer < count]
-        return ("method.layers", f"the model has layers 0 to {count - 1}, not {outside[0]}") if outside else None
-    return f"the model has {count} layers" if method.num_layers > count else None
-
-
-def _chosen_twice(case: Case) -> tuple[str, str] | None:
-    """The keys' defaults are no contradiction: only what the user asked for is."""
-    if case.settings.method.layers is None or "language" not in case.settings.method.parts:
-        return None
-    for name in ("num_layers", "position"):
-        if case.asked(f"method.{name}"):
-            return f"method.{name}", "method.layers says already which layers are trained"
-    return None
-
-
-def _modules_exist(case: Case) -> tuple[str, str] | None:
+@rule(
+    "freeze-modules",
+    keys=(
+        "method.modules",
+        "method.extra_modules",
+        "method.layers",
+        "method.num_layers",
+        "method.parts",
+        "model.path",
+        "stage.name",
+    ),
+    reason="a name that fits nothing trains nothing, nor does one of what the stage never reads (rm, the head)",
+    fix="name modules by whole parts of their paths, or method.modules=all and method.extra_modules=[]",
+)
+def freeze_modules(case: Case) -> str | Broken | None:
     method, arch = case.settings.method, case.arch
     if "language" not in method.parts:
-        return None
+        return nothing_there(case)
+    if (broken := _missing_layers(method, arch.layers)) is not None:
+        return broken
     if method.modules == ():
-        return "method.modules", "the list is empty"
-    layers = [arch.blocks[index].tensors for index in chosen(method, arch) if 0 <= index < arch.layers]
-    inside = () if method.modules == "all" else method.modules
+        return "the list is empty"
     outside = of_parts(arch.outside, ("language",), arch)
     for module in method.extra_modules:
         own = {name for name in arch.outside if _is_of(name, module)}
         if own and own <= set(arch.fixed):
-            return "method.extra_modules", f"{module} gets no gradient in this run"
-    return _missing("method.modules", "the chosen layers have", inside, {name for own in layers for name in own}) or (
-        _missing("method.extra_modules", "outside of the layers there is", method.extra_modules, outside)
-    )
+            return Broken(key="method.extra_modules", message=f"{module} gets no gradient in this run")
+    inside = {name for index in chosen(method, arch) for name in arch.blocks[index].tensors}
+    modules = () if method.modules == "all" else method.modules
+    if wrong := _missing("the chosen layers have", modules, inside):
+        return wrong
+    wrong = _missing("outside of the layers there is", method.extra_modules, outside)
+    return wrong and Broken(key="method.extra_modules", message=wrong)
 
 
-def _missing(key_: str, where: str, modules: tuple[str, ...], tensors: Iterable[str]) -> tuple[str, str] | None:
+def _missing_layers(method: Settings, count: int) -> Broken | None:
+    reason, fix = "a layer that is not there cannot be trained", "choose layers that the model has"
+    if method.layers is None:
+        if method.num_layers <= count:
+            return None
+        return Broken(key="method.num_layers", message=f"the model has {count} layers", reason=reason, fix=fix)
+    outside = [layer for layer in method.layers if not 0 <= layer < count]
+    if method.layers and not outside:
+        return None
+    wrong = f"the model has layers 0 to {count - 1}, not {outside[0]}" if outside else "the list is empty"
+    return Broken(key="method.layers", message=wrong, reason=reason, fix=fix)
+
+
+def _missing(where: str, modules: tuple[str, ...], tensors: Iterable[str]) -> str | None:
     unknown = [module for module in modules if not any(_is_of(name, module) for name in tensors)]
     if not unknown:
         return None
     paths = [name.removesuffix(".weight").removesuffix(".bias").split(".") for name in tensors]
     known = {".".join(path[start:end]) for path in paths for end in range(len(path) + 1) for start in range(end)}
-    return key_, f"{where} no {unknown[0]}; {did_you_mean(unknown[0], known)}".rstrip("; ?")
-
-
-def _nothing(case: Case) -> str | None:
-    """Only where all that is named is there: one mistake is told once."""
-    return None if _layers_exist(case) or _modules_exist(case) else nothing_trains(trainable)(case)
-
-
-RULES = (
-    Rule("freeze-layers", _layers_exist),
-    Rule("freeze-layers-twice", _chosen_twice),
-    Rule("freeze-modules", _modules_exist),
-    Rule(
-        "keys-of-language",
-        of_language(trainable, "num_layers", "position", "layers", "modules", "extra_modules"),
-    ),
-    Rule("nothing-trains", _nothing),
-)
+    return f"{where} no {unknown[0]}; {did_you_mean(unknown[0], known)}".rstrip("; ?")

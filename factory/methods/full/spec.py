@@ -1,15 +1,16 @@
 """Every weight is trained."""
 
+from collections.abc import Iterator
 from math import prod
 
 from pydantic import Field
 
 from factory.architecture import Architecture, Shape
 from factory.config.settings import Method
-from factory.methods.parts import nothing_trains, of_parts
+from factory.methods.parts import of_parts
 from factory.optimizers.spec import state_bytes
 from factory.plan.choices import precision
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
 
 class Settings(Method):
@@ -40,38 +41,44 @@ def gradients(method: Settings, shapes: dict[str, Shape], arch: Architecture) ->
     return max(sizes, default=0) if method.layerwise else sum(sizes)
 
 
-def _accumulated(case: Case) -> str | None:
-    steps = case.settings.stage.gradient_accumulation_steps
-    together = case.settings.method.layerwise and steps > 1
-    return f"gradients of {steps} micro-steps would have to be kept" if together else None
-
-
-def _clipped_together(case: Case) -> str | None:
-    together = case.settings.method.layerwise and case.settings.stage.max_grad_norm is not None
-    return "the norm of all gradients is known only when all are there" if together else None
-
-
-def _scaled_loss(case: Case) -> str | None:
-    scaled = case.settings.method.layerwise and precision(case)[0] == "fp16"
-    return "float16 gradients may be stepped only when all are known to be finite" if scaled else None
-
-
-def _clipped_apart(case: Case) -> str | None:
-    method = case.settings.method
-    unread = method.max_grad_norm_per_tensor is not None and not method.layerwise
-    return "it is read with method.layerwise=true only" if unread else None
-
-
-def _skipped(case: Case) -> str | None:
-    late = case.settings.method.layerwise and case.settings.stage.on_bad_update != "stop"
-    return "what has moved weights already cannot be skipped" if late else None
-
-
-LAYERWISE = (
-    Rule("layerwise-accumulation", _accumulated),
-    Rule("layerwise-clipping", _clipped_together),
-    Rule("layerwise-fp16", _scaled_loss),
-    Rule("layerwise-skip", _skipped),
-    Rule("clipping-per-tensor", _clipped_apart),
+@rule(
+    "layerwise",
+    keys=(
+        "method.layerwise",
+        "stage.gradient_accumulation_steps",
+        "stage.max_grad_norm",
+        "stage.on_bad_update",
+        "precision.name",
+        "hardware.device",
+    ),
+    reason="each tensor is stepped within the backward pass, before the others have a gradient, and its own is freed",
+    fix="set method.layerwise=false",
 )
-RULES = (Rule("nothing-trains", nothing_trains(trainable)), *LAYERWISE)
+def layerwise(case: Case) -> Iterator[Broken]:
+    stage = case.settings.stage
+    if not case.settings.method.layerwise:
+        return
+    if stage.gradient_accumulation_steps > 1:
+        yield Broken(
+            key="stage.gradient_accumulation_steps",
+            message=f"gradients of {stage.gradient_accumulation_steps} micro-steps would have to be kept",
+            fix="set stage.gradient_accumulation_steps=1 and a larger stage.batch_size",
+        )
+    if stage.max_grad_norm is not None:
+        yield Broken(
+            key="stage.max_grad_norm",
+            message="the norm of all gradients is known only when all are there",
+            fix="set stage.max_grad_norm=null, and method.max_grad_norm_per_tensor to clip each tensor by itself",
+        )
+    if precision(case)[0] == "fp16":
+        yield Broken(
+            key="precision.name",
+            message="float16 gradients may be stepped only when all are known to be finite",
+            fix="set precision=bf16",
+        )
+    if stage.on_bad_update != "stop":
+        yield Broken(
+            key="stage.on_bad_update",
+            message="what has moved weights already cannot be skipped",
+            fix="set stage.on_bad_update=stop, which keeps the last checkpoint, or method.layerwise=false",
+        )

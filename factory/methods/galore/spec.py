@@ -9,9 +9,9 @@ from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.optimizers.spec import HIDDEN, state_bytes
 from factory.plan.plan import Train
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Case, rule
 
-__all__ = ["RANKS", "RULES", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable"]
+__all__ = ["RANKS", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable", "unfit"]
 
 
 class Settings(full.Settings):
@@ -60,7 +60,13 @@ def _low(method: Settings, shape: Shape) -> Shape:
     return (*stack, method.rank, columns) if rows <= columns else (*stack, rows, method.rank)
 
 
-def rank_too_high(case: Case) -> str | None:
+@rule(
+    "projection-rank",
+    keys=("method.rank", "model.path"),
+    reason="a projection to a rank above the matrix's own saves nothing",
+    fix="set a lower method.rank",
+)
+def projection_rank(case: Case) -> str | None:
     method, wanted = case.settings.method, projected(case.arch)
     shortest = [min(shape[-2:]) for name, shape in trainable(method, case.arch).items() if name in wanted]
     if not shortest or method.rank <= min(shortest):
@@ -68,20 +74,9 @@ def rank_too_high(case: Case) -> str | None:
     return f"the narrowest matrix of the model has {min(shortest)} rows"
 
 
-def projects_nothing(case: Case) -> str | None:
-    trained = trainable(case.settings.method, case.arch)
-    return "no matrix that trains is projected" if trained and not trained.keys() & projected(case.arch) else None
-
-
-def whole_matrices(case: Case) -> str | None:
-    name = case.settings.stage.optimizer
-    return f"{name} makes an update of a whole matrix orthogonal" if name in HIDDEN else None
-
-
 RANKS = "whole"
-RULES = (
-    Rule("galore-rank", rank_too_high),
-    Rule("galore-optimizer", whole_matrices),
-    Rule("galore-parts", projects_nothing),
-    *full.RULES,
-)
+
+
+def unfit(optimizer: str) -> str | None:
+    """Return why the method cannot step with an optimizer."""
+    return f"{optimizer} makes an update of a whole matrix orthogonal" if optimizer in HIDDEN else None

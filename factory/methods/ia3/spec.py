@@ -7,11 +7,10 @@ from pydantic import Field
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
 from factory.methods.lora.targets import PREFIX, Adapter, named, targets, unknown_names
-from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Case, rule
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
+__all__ = ["Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 class Settings(Adapter):
@@ -33,24 +32,13 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     }
 
 
-def _scaled_inputs(case: Case) -> str | None:
+@rule(
+    "ia3-inputs",
+    keys=("method.scaled_inputs", "method.target_modules", "model.path"),
+    reason="a layer's input is scaled in place of its output",
+    fix="name layers that method.target_modules names too",
+)
+def ia3_inputs(case: Case) -> str | None:
     method = case.settings.method
     wrong = unknown_names(method.scaled_inputs, targets(method, case.arch))
     return wrong and f"of those in method.target_modules, {wrong}"
-
-
-def _decayed(case: Case) -> str | None:
-    return "it draws the scales towards 0" if case.settings.stage.weight_decay > 0 else None
-
-
-def _in_float32(case: Case) -> str | None:
-    base, precision = case.settings.method.quantization, case.settings.precision.name
-    return f"with precision={precision}" if base.bits is not None and precision == "pure_bf16" else None
-
-
-RULES = (
-    *TARGET_RULES,
-    Rule("ia3-inputs", _scaled_inputs),
-    Rule("ia3-decay", _decayed),
-    Rule("ia3-quantized-precision", _in_float32),
-)

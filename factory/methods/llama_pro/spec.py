@@ -11,9 +11,9 @@ from pydantic import Field
 from factory.architecture import Architecture, Shape, text_numbers
 from factory.config.settings import Method
 from factory.methods.full.spec import optimizer_bytes
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 
-__all__ = ["RULES", "Settings", "expanded", "optimizer_bytes", "trainable"]
+__all__ = ["Settings", "expanded", "optimizer_bytes", "trainable"]
 
 NUMBERS = ("mlp_only_layers", "rope_scaling_layers", "kv_source_layers")  # of config.json: lists of layers' numbers
 RESIDUAL = ("o_proj", "down_proj")  # what writes to the residual stream, of attention and of the MLP
@@ -51,19 +51,22 @@ def is_residual(tensor: str) -> bool:
     return not set(RESIDUAL).isdisjoint(word.removesuffix("_bias") for word in tensor.split("."))
 
 
-def _no_even_spread(case: Case) -> str | None:
-    new, layers = case.settings.method.num_new_layers, case.arch.layers
-    return f"the model has {layers} layers, which {new} does not divide" if layers % new else None
-
-
-def _other_parts(case: Case) -> str | None:
-    return (
-        None if set(case.settings.method.parts) == {"language"} else "new layers are added to the language model alone"
-    )
-
-
-def _not_expandable(case: Case) -> str | None:
+@rule(
+    "llama-pro-architecture",
+    keys=("model.path", "method.name", "method.num_new_layers"),
+    reason="a new layer must change nothing before it is trained, and config.json must describe it",
+    fix="choose a model of the llama kind, or method=freeze",
+)
+def llama_pro_architecture(case: Case) -> str | Broken | None:
     """Layers alike that nothing tells by their numbers, of an attention and MLPs that end in the known matrices."""
+    new, layers = case.settings.method.num_new_layers, case.arch.layers
+    if layers % new:
+        return Broken(
+            key="method.num_new_layers",
+            message=f"the model has {layers} layers, which {new} does not divide",
+            reason="one layer is added behind each of so many groups of equal size",
+            fix="set method.num_new_layers to a divisor of the model's number of layers",
+        )
     first, arch, config = case.arch.blocks[0], case.arch, text_numbers(case.model.config)
     if config.get("scale_depth"):
         return "what its layers add is scaled by their number"
@@ -76,10 +79,3 @@ def _not_expandable(case: Case) -> str | None:
     mixers = {name.partition(".")[0] for name in (*first.linears, *first.experts)}
     ending = {name.partition(".")[0] for name in first.tensors if is_residual(name)}
     return None if mixers == ending and len(mixers) > 1 else f"its layers do not end in {' and '.join(RESIDUAL)}"
-
-
-RULES = (
-    Rule("llama-pro-layers", _no_even_spread),
-    Rule("llama-pro-parts", _other_parts),
-    Rule("llama-pro-architecture", _not_expandable),
-)

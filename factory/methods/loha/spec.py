@@ -6,10 +6,9 @@ from pydantic import Field
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
-from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.methods.lora.targets import PREFIX, Adapter, targets
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
+__all__ = ["Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 class Settings(Adapter):
@@ -36,6 +35,3 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
         for matrix in (1, 2)
         for side in ("a", "b")
     }
-
-
-RULES = (*TARGET_RULES, NOT_TRANSPOSED)

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.loha.spec import RULES, trains_over
+from factory.methods.loha.spec import trains_over
 from factory.methods.lora.targets import PREFIX, Adapter, targets
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
+__all__ = ["Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 class Settings(Adapter):

@@ -1,16 +1,17 @@
 """A pair of low-rank matrices beside each linear layer (LoRA, Hu et al. 2022, equation 3), and what was made of it."""
 
+from collections.abc import Iterator
 from math import sqrt
 from typing import Any, Literal
 
 from pydantic import Field
 
 from factory.architecture import Architecture, Shape
+from factory.config.settings import Quantization
 from factory.methods.full import spec as full
 from factory.methods.lora.targets import PREFIX, Adapter, as_saved, left_out, targets
-from factory.methods.lora.targets import RULES as TARGET_RULES
 from factory.plan import vocabulary
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Broken, Case, rule
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.quantizers.spec import stays_quantized
 
@@ -129,7 +130,13 @@ def notes(method: Settings, arch: Architecture) -> tuple[str, ...]:
     return (f"method.target_modules=all-linear: but {len(without)} layers {why}",)
 
 
-def _not_for_experts(case: Case) -> str | tuple[str, str] | None:
+@rule(
+    "adapted-experts",
+    keys=("method.target_experts", "method.dropout", "method.dora", "method.initialization", "model.path"),
+    reason="the adapter is added to the experts' stacked matrices themselves, not beside their input",
+    fix="set method.target_experts=false, or method.dropout=0 method.dora=false method.initialization=kaiming",
+)
+def adapted_experts(case: Case) -> str | Broken | None:
     method = case.settings.method
     if not method.target_experts:
         return None
@@ -138,64 +145,68 @@ def _not_for_experts(case: Case) -> str | tuple[str, str] | None:
     if any(len(shape) == 2 for shape in case.arch.experts().values()):
         return f"the experts of a {case.arch.kind} model lie under each other, in one matrix as a layer's"
     if method.dropout > 0:
-        return "method.dropout", "experts cannot have dropout on the adapter's input"
+        return Broken(key="method.dropout", message="experts cannot have dropout on the adapter's input")
     if method.dora:
-        return "method.dora", "experts have no lengths of rows apart"
+        return Broken(key="method.dora", message="experts have no lengths of rows apart")
     if starts_from_weights(method):
-        return "method.initialization", "experts start from kaiming or gaussian"
+        return Broken(key="method.initialization", message="experts start from kaiming or gaussian")
     return None
 
 
-def _dora_alone(case: Case) -> tuple[str, str] | None:
-    method = case.settings.method
-    if not method.dora or not starts_from_weights(method):
-        return None
-    return "method.initialization", "DoRA's lengths would be those of what is left of the weights"
+@rule(
+    "adapter-start",
+    keys=(
+        "method.initialization",
+        "method.rank",
+        "method.dora",
+        "method.iterations",
+        "method.target_modules",
+        "method.quantization.method",
+        "method.quantization.bits",
+        "model.path",
+        "model.adapter",
+    ),
+    reason="such a start is taken out of the weights, and base and adapter together must stay near them",
+    fix="set method.initialization=kaiming",
+)
+def adapter_start(case: Case) -> Iterator[Broken]:
+    method, base, adapter = case.settings.method, case.settings.method.quantization, case.model.adapter
+    if not starts_from_weights(method):
+        return
+    if method.dora:
+        message = "DoRA's lengths would be those of what is left of the weights"
+        yield Broken(message=message, fix="set method.dora=false, or method.initialization=kaiming")
+    if method.iterations is None and method.initialization == "loftq":
+        fix = "set method.iterations to a number (the paper has 5)"
+        yield Broken(key="method.iterations", message="loftq needs a number", fix=fix)
+    if (wrong := _wrong_base(method, base, case.model.config)) is not None:
+        fix = "for loftq set method.quantization.bits=4, for a base that is quantized here loftq or pissa, else kaiming"
+        yield Broken(message=wrong, fix=fix)
+    narrowest = min((min(shape) for shape in targets(method, case.arch).values()), default=method.rank)
+    if method.rank > narrowest:
+        yield Broken(
+            key="method.rank",
+            message=f"the narrowest matrix has only {narrowest} singular values",
+            reason="A and B are made of so many directions of each weight",
+            fix="set a lower method.rank",
+        )
+    if adapter is not None:
+        made = f"r={adapter.config.get('r')} and lora_alpha={adapter.config.get('lora_alpha')}"
+        yield Broken(
+            message=f"model.adapter, of {made}, is one too",
+            reason="a start from the weights changes the base that the saved adapter stands beside",
+            fix=(
+                "set method=lora and the method.rank and method.alpha that it has (saved, it has twice the rank it "
+                "started with)"
+            ),
+        )
 
 
-def _iterations(case: Case) -> str | None:
-    method = case.settings.method
-    if method.iterations is not None and method.initialization not in ("pissa", "loftq"):
-        return f"method.initialization={method.initialization} does not read it"
-    missing = method.iterations is None and method.initialization == "loftq"
-    return "loftq needs a number" if missing else None
-
-
-def _start_base(case: Case) -> str | None:
-    method, base = case.settings.method, case.settings.method.quantization
-    if starts_from_weights(method) and base.bits is None and stays_quantized(base, case.model.config):
-        name = checkpoint_quantizer(case.model.config)
-        return f"A and B would start from whole weights, the checkpoint's are {name}"
+def _wrong_base(method: Settings, base: Quantization, config: dict[str, Any]) -> str | None:
+    if base.bits is None and stays_quantized(base, config):
+        return f"A and B would start from whole weights, the checkpoint's are {checkpoint_quantizer(config)}"
     if method.initialization == "loftq" and (base.bits is None or base.method != "bitsandbytes"):
         return f"it makes up for the rounding of bitsandbytes, here is {base.method} with bits={base.bits or 'null'}"
     if method.initialization == "olora" and base.bits is not None:
         return "what it leaves of the weights rounds no better than they do (measured: errors 1 to 4 times as large)"
     return None
-
-
-def _start_rank(case: Case) -> str | None:
-    method = case.settings.method
-    narrowest = min((min(shape) for shape in targets(method, case.arch).values()), default=method.rank)
-    if starts_from_weights(method) and method.rank > narrowest:
-        return f"the narrowest matrix has only {narrowest} singular values"
-    return None
-
-
-def _going_on(case: Case) -> str | None:
-    adapter = case.model.adapter
-    if adapter is None or not starts_from_weights(case.settings.method):
-        return None
-    return (
-        f"model.adapter, of r={adapter.config.get('r')} and lora_alpha={adapter.config.get('lora_alpha')}, is one too"
-    )
-
-
-RULES = (
-    *TARGET_RULES,
-    Rule("adapted-experts", _not_for_experts),
-    Rule("dora-alone", _dora_alone),
-    Rule("adapter-iterations", _iterations),
-    Rule("adapter-start-base", _start_base),
-    Rule("adapter-start-rank", _start_rank),
-    Rule("adapter-two-starts", _going_on),
-)

@@ -7,8 +7,8 @@ from pydantic import Field
 from factory.architecture import Architecture, Shape
 from factory.config.refusal import did_you_mean
 from factory.config.settings import Method
-from factory.methods.parts import nothing_trains, of_parts, part_of, parts_of
-from factory.plan.rule import Case, Rule
+from factory.methods.parts import nothing_there, of_parts, part_of, parts_of
+from factory.plan.rule import Case, rule
 
 PREFIX = "base_model.model."  # before every name of a model that PEFT has wrapped
 
@@ -80,11 +80,17 @@ def unknown_names(names: tuple[str, ...], linears: dict[str, Shape]) -> str | No
     return f"the model has no linear layer {unknown[0]}; {near}"
 
 
-def _targets_exist(case: Case) -> str | None:
+@rule(
+    "target-modules",
+    keys=("method.target_modules", "method.parts", "model.path"),
+    reason="an adapter needs a linear layer to stand beside",
+    fix="name layers as q_proj, v_proj, down_proj, or use all-linear; method.parts says of which part of the model",
+)
+def target_modules(case: Case) -> str | None:
     method = case.settings.method
     found = candidates(method, case.arch)
     if not found:
-        return None
+        return nothing_there(case)
     if method.target_modules == "all-linear":
         return _passed_over(method, case.arch)
     if not method.target_modules:
@@ -97,7 +103,7 @@ def _targets_exist(case: Case) -> str | None:
 
 
 def _passed_over(method: Adapter, arch: Architecture) -> str | None:
-    """A chosen part in which no adapter would stand: it would stay as it is, and nobody be told."""
+    """Name a chosen part in which no adapter would stand: it would stay as it is in silence."""
     reached = {part_of(name, arch) for name in targets(method, arch)}
     part = next((part for part in method.parts if part not in reached and part in parts_of(arch)), None)
     if part is None:
@@ -115,25 +121,3 @@ def over_bitsandbytes(method: Adapter, library: str, bits: int | None) -> bool:
 def as_saved(shapes: dict[str, Shape]) -> dict[str, Shape]:
     """Trained tensors as PEFT names them in an adapter's file."""
     return {name.replace(".default", ""): shape for name, shape in shapes.items()}
-
-
-def _transposed(case: Case) -> str | None:
-    """GPT-2's layers alone lie so, its square ones too."""
-    turned = targets(case.settings.method, case.arch) if case.arch.kind == "gpt2" else {}
-    return f"{next(iter(turned))} holds its weight as (in, out)" if turned else None
-
-
-RULES = (
-    Rule("nothing-trains", nothing_trains(candidates)),
-    Rule("target-modules", _targets_exist),
-)
-NOT_TRANSPOSED = Rule("adapter-transposed", _transposed)  # of adapters that PEFT has for ordinary linear layers alone
-
-
-def _pure_over_8_bits(case: Case) -> str | None:
-    base, precision = case.settings.method.quantization, case.settings.precision.name
-    eight = base.method == "bitsandbytes" and base.bits == 8
-    return f"with precision={precision}" if eight and precision == "pure_bf16" else None
-
-
-NOT_PURE_OVER_8_BITS = Rule("adapter-quantized-precision", _pure_over_8_bits)  # of AdaLoRA and VeRA

@@ -2,7 +2,6 @@
 
 from factory.architecture import Architecture, Shape
 from factory.config.settings import Method
-from factory.plan.rule import Case, Rule
 
 
 class Settings(Method):
@@ -22,10 +21,3 @@ def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], 
 
 def trains_over(method: Settings, library: str, bits: int) -> bool:
     return True
-
-
-def _trains_nothing(case: Case) -> str | None:
-    return "it trains nothing" if case.settings.verb == "train" else None
-
-
-RULES = (Rule("method-none", _trains_nothing),)

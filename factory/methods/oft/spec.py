@@ -6,12 +6,11 @@ from pydantic import Field
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import NOT_TRANSPOSED, PREFIX, Adapter, targets
-from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.methods.lora.targets import PREFIX, Adapter, targets
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Case, rule
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
+__all__ = ["Settings", "optimizer_bytes", "peft", "trainable", "trains_over"]
 
 
 class Settings(Adapter):
@@ -40,12 +39,15 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
     }
 
 
-def _blocks_fit(case: Case) -> str | None:
+@rule(
+    "oft-blocks",
+    keys=("method.block_size", "method.target_modules", "model.path"),
+    reason="a layer's inputs are rotated in blocks of one size",
+    fix="set method.block_size to a divisor of the inputs, as 8, 16 or 32",
+)
+def oft_blocks(case: Case) -> str | None:
     method = case.settings.method
     for name, (_, inputs) in targets(method, case.arch).items():
         if inputs % method.block_size:
             return f"{name} has {inputs} inputs"
     return None
-
-
-RULES = (*TARGET_RULES, NOT_TRANSPOSED, Rule("oft-blocks", _blocks_fit))

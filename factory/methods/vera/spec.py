@@ -6,11 +6,10 @@ from pydantic import Field
 
 from factory.architecture import Architecture, Shape
 from factory.methods.full.spec import optimizer_bytes
-from factory.methods.lora.targets import NOT_PURE_OVER_8_BITS, PREFIX, Adapter, as_saved, targets
-from factory.methods.lora.targets import RULES as TARGET_RULES
+from factory.methods.lora.targets import PREFIX, Adapter, as_saved, targets
 from factory.methods.lora.targets import over_bitsandbytes as trains_over
 
-__all__ = ["RULES", "Settings", "optimizer_bytes", "peft", "saved", "trainable", "trains_over"]
+__all__ = ["Settings", "optimizer_bytes", "peft", "saved", "trainable", "trains_over"]
 
 
 class Settings(Adapter):
@@ -41,6 +40,3 @@ def trainable(method: Settings, arch: Architecture) -> dict[str, Shape]:
         shapes[f"{PREFIX}{name}.vera_lambda_b.default"] = (outputs,)
         shapes[f"{PREFIX}{name}.vera_lambda_d.default"] = (method.rank,)
     return shapes
-
-
-RULES = (*TARGET_RULES, NOT_PURE_OVER_8_BITS)

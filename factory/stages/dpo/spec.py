@@ -6,7 +6,7 @@ from pydantic import Field
 
 from factory.config.settings import Metric, Stage
 from factory.data.record import Kind
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Case, rule
 from factory.preference import LOSSES
 from factory.stages.loss import Unit
 
@@ -70,7 +70,13 @@ def compares(own: dict[str, Any]) -> bool:
     return LOSSES[own["loss"]].ranks
 
 
-def _smoothing(case: Case) -> str | None:
+@rule(
+    "label-smoothing",
+    keys=("stage.label_smoothing", "stage.loss"),
+    reason="some losses are defined for noisy labels alone, others have no place for them",
+    fix="set stage.label_smoothing=0.001 for exo_pair (its paper's), 0 for those that read none",
+)
+def label_smoothing(case: Case) -> str | None:
     stage = case.settings.stage
     reads = LOSSES[stage.loss].smoothing
     if reads == "none" and stage.label_smoothing:
@@ -78,25 +84,12 @@ def _smoothing(case: Case) -> str | None:
     return f"the loss {stage.loss} is not defined without" if reads == "must" and not stage.label_smoothing else None
 
 
-def _gamma(case: Case) -> str | None:
-    stage = case.settings.stage
-    return f"the loss {stage.loss} reads none" if stage.gamma and not LOSSES[stage.loss].gamma else None
-
-
-def _one_to_rank(case: Case) -> str | None:
+@rule(
+    "one-pair-to-rank",
+    keys=("stage.loss", "stage.batch_size"),
+    reason="the loss sorts the margins of a batch's pairs",
+    fix="set stage.batch_size=8, or another stage.loss",
+)
+def one_pair_to_rank(case: Case) -> str | None:
     stage = case.settings.stage
     return "one pair has no other to be ranked with" if LOSSES[stage.loss].ranks and stage.batch_size == 1 else None
-
-
-def _reference_of_stream(case: Case) -> str | None:
-    stage = case.settings.stage
-    streamed = case.settings.data.streaming and LOSSES[stage.loss].needs_reference
-    return f"the loss {stage.loss} reads the reference's log-probabilities, taken before training" if streamed else None
-
-
-RULES = (
-    Rule("label-smoothing", _smoothing),
-    Rule("gamma-unread", _gamma),
-    Rule("one-pair-to-rank", _one_to_rank),
-    Rule("reference-of-a-stream", _reference_of_stream),
-)

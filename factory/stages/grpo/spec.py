@@ -6,7 +6,7 @@ from pydantic import Field
 
 from factory.config.settings import Metric
 from factory.data.record import Kind
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Case, rule
 from factory.rollouts import spec as rollouts
 from factory.stages.loss import Unit
 
@@ -38,11 +38,14 @@ def reads_reference(own: dict[str, Any]) -> bool:
     return own["beta"] > 0
 
 
-def _groups(case: Case) -> str | None:
+@rule(
+    "rollout-groups",
+    keys=("stage.rollout_batch_size", "stage.group_size"),
+    reason="the answers to a prompt are sampled, and judged, in one step",
+    fix="set it to a multiple of stage.group_size",
+)
+def rollout_groups(case: Case) -> str | None:
     stage = case.settings.stage
     return (
         None if stage.rollout_batch_size % stage.group_size == 0 else f"groups of {stage.group_size} do not divide it"
     )
-
-
-RULES = (*rollouts.RULES, Rule("rollout-groups", _groups))

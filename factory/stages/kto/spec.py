@@ -6,7 +6,7 @@ from pydantic import Field
 
 from factory.config.settings import Stage
 from factory.data.record import Kind
-from factory.plan.rule import Case, Rule
+from factory.plan.rule import Case, rule
 from factory.stages.loss import Unit
 
 
@@ -28,22 +28,11 @@ def needs_reference(own: dict[str, Any]) -> bool:
     return True
 
 
-def _one_to_mismatch(case: Case) -> str | None:
-    return "one prompt has no other's answer" if case.settings.stage.batch_size == 1 else None
-
-
-def _reference_of_stream(case: Case) -> str | None:
-    wrong = "its loss reads the reference's log-probabilities, taken before training"
-    return wrong if case.settings.data.streaming else None
-
-
-def _media(case: Case) -> str | None:
-    seen = [name for name, data in case.facts.data.items() if data.media]
-    return f"{seen[0]} has {case.facts.data[seen[0]].media[0]}" if seen else None
-
-
-RULES = (
-    Rule("one-to-mismatch", _one_to_mismatch),
-    Rule("reference-of-a-stream", _reference_of_stream),
-    Rule("mismatched-media", _media),
+@rule(
+    "one-to-mismatch",
+    keys=("stage.batch_size",),
+    reason="the distance to the reference is measured on each prompt with the answer to another (paper, section 4.1)",
+    fix="set stage.batch_size=8, and stage.gradient_accumulation_steps for a larger step",
 )
+def one_to_mismatch(case: Case) -> str | None:
+    return "one prompt has no other's answer" if case.settings.stage.batch_size == 1 else None

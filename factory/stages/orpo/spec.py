@@ -18,4 +18,3 @@ UNIT: Unit = "samples"
 SEQUENCES = 2
 READS = "answers"
 METRICS: tuple[Metric, ...] = ("rewards/accuracy", "rewards/margin")
-RULES = ()

@@ -11,8 +11,6 @@ from factory.architecture import Architecture, Shape
 from factory.config.settings import Metric
 from factory.data.record import Kind
 from factory.plan import heads as saved
-from factory.plan.files import head_fits
-from factory.plan.rule import Case, Rule
 from factory.rollouts import spec as rollouts
 from factory.stages.loss import Unit
 
@@ -56,21 +54,3 @@ def rows_per_step(own: dict[str, Any]) -> int:
 
 def reads_reference(own: dict[str, Any]) -> bool:
     return own["kl_coefficient"] > 0
-
-
-def _target(case: Case) -> str | None:
-    stage = case.settings.stage
-    return "the coefficient starts at 0 and stays there" if stage.kl_target and not stage.kl_coefficient else None
-
-
-def _horizon(case: Case) -> str | None:
-    unread = case.asked("stage.kl_horizon") and case.settings.stage.kl_target is None
-    return "no target is steered to" if unread else None
-
-
-RULES = (
-    *rollouts.RULES,
-    Rule("kl-target", _target),
-    Rule("kl-horizon", _horizon),
-    Rule("value-head", head_fits(VALUE)),
-)

@@ -9,4 +9,3 @@ class Settings(Stage):
 
 
 KIND: Kind = "text"
-RULES = ()

@@ -4,8 +4,6 @@ from factory.architecture import Architecture, Shape
 from factory.config.settings import Metric, Stage
 from factory.data.record import Kind
 from factory.plan import heads as saved
-from factory.plan.files import head_fits
-from factory.plan.rule import Case, Rule
 from factory.stages.loss import Unit
 
 SCORE = "score_head.weight"
@@ -25,15 +23,3 @@ WRITES = False
 
 def heads(arch: Architecture) -> dict[str, Shape]:
     return {SCORE: (1, saved.width(arch))}
-
-
-def _answers_asked(case: Case) -> str | None:
-    """Where nobody asks, the plan says that there are none."""
-    asked = case.asked("evaluate.samples") and case.settings.evaluate.samples
-    return "it trains a score and writes nothing" if asked else None
-
-
-RULES = (
-    Rule("answers-of-a-score", _answers_asked),
-    Rule("score-head", head_fits(SCORE)),
-)

@@ -18,7 +18,6 @@ class Settings(Stage):
 
 
 KIND: Kind = "messages"
-RULES = ()
 
 
 def parts_rows(own: dict[str, Any]) -> bool:

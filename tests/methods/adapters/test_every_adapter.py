@@ -54,5 +54,5 @@ def test_what_cannot_work_is_refused(name: str, base: str, tiny_model: Path) -> 
     from conftest import refusals
 
     found = refusals(f"model.path={tiny_model}", "hardware=cpu", f"method={name}", *ADAPTERS[name], *QUANTIZED[base])
-    rules = {"loftq": "adapter-start-base", "olora": "adapter-start-base"}
+    rules = {"loftq": "adapter-start", "olora": "adapter-start"}
     assert [refusal.rule for refusal in found] == [rules.get(name, "quantized-weights")]

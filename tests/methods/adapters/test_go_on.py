@@ -74,10 +74,10 @@ def test_one_that_started_from_the_weights_goes_on_as_lora(method: str, tiny_mod
     first = saved(tiny_model, tmp_path, f"method={method}", *words)
     at = (f"model.path={tiny_model}", "hardware=cpu", f"model.adapter={tmp_path}")
     found = {refusal.rule: refusal for refusal in refusals(*at, f"method={method}", *words)}
-    assert found.keys() == {"adapter-two-starts", "adapter-fits"}
-    assert "method=lora" in found["adapter-two-starts"].fix
+    assert found.keys() == {"adapter-start", "adapter-fits"}
+    assert "method=lora" in found["adapter-start"].fix
     alpha = json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"]
-    assert f"r=8 and lora_alpha={alpha}" in found["adapter-two-starts"].wrong
+    assert f"r=8 and lora_alpha={alpha}" in found["adapter-start"].wrong
     bits = f"method.quantization.bits={first.plan.steps.quantize.bits or 'null'}"
     second = built(
         tiny_model, "method=rslora", "method.rank=8", f"method.alpha={alpha}", bits, f"model.adapter={tmp_path}"
@@ -222,7 +222,7 @@ def test_goes_on_with_the_positions_that_it_was_trained_with(
         "model.rope_scaling=linear",
         "data.max_length=600",
     )
-    assert [refusal.rule for refusal in scaled_twice] == ["scaled-already"]
+    assert [refusal.rule for refusal in scaled_twice] == ["rope-scaling"]
 
 
 def test_stretched_positions_over_a_quantized_checkpoint(execute: Callable[..., Any], here: Path) -> None:

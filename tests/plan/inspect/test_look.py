@@ -707,4 +707,4 @@ def test_positions_of_a_kind_that_is_no_word_are_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text()) | {"rope_parameters": {"rope_type": ["linear"]}}
     (copy / "config.json").write_text(json.dumps(config))
     rules = {refusal.rule for refusal in refusals(f"model.path={copy}", "model.rope_scaling=linear", *BASE)}
-    assert "scaled-already" in rules
+    assert "rope-scaling" in rules

@@ -86,12 +86,12 @@ def test_what_its_class_does_not_say_is_not_promised(
     base = (f"model.path={tiny.save(here / kind, model_type=kind, **numbers)}", *BASE)
     assert compiled(*base).steps.patch.attention == attention
     asked = {
-        "attention-of-model": ("compute.attention=sdpa",),
-        "rope-missing": ("model.rope_scaling=linear", "model.context_length=256", "data.max_length=300"),
+        "attention": ("compute.attention=sdpa",),
+        "rope-scaling": ("model.rope_scaling=linear", "model.context_length=256", "data.max_length=300"),
         "isolation-unsupported": ("data.packing=true",),
     }
     if attention == "sdpa":
-        assert not refusals(*base, *asked.pop("attention-of-model"))
+        assert not refusals(*base, *asked.pop("attention"))
     for rule, words in asked.items():
         assert [refusal.rule for refusal in refusals(*base, *words)] == [rule]
 
