@@ -3,12 +3,13 @@
 import ast
 import copy
 import dataclasses
+import operator
 import types
 import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pretended
 import pytest
@@ -89,6 +90,8 @@ def _others(key: Key, value: Any) -> Iterator[Any]:
             yield from (choice for choice in get_args(kind) if choice != value)
         elif kind is bool:
             yield from (choice for choice in (True, False) if choice is not value)
+        elif get_origin(kind) is Annotated:
+            yield (value if isinstance(value, int) else 8) * 2
         elif kind in (int, float):
             yield _number(key, value, kind)
         elif kind is types.NoneType:
@@ -104,12 +107,16 @@ def _others(key: Key, value: Any) -> Iterator[Any]:
 
 
 def _number(key: Key, value: Any, kind: type) -> Any:
-    limits = key.limits
-    low = 1 if limits is None or limits.low is None else limits.low
+    limits = {name: getattr(each, name) for each in key.field.metadata for name in _LIMITS if hasattr(each, name)}
+    low = limits.get("ge", 1)
     base = value if isinstance(value, int | float) and not isinstance(value, bool) else low
     made = [kind(number) for number in (base * 2, base / 2, base + 1, base - 1, base + 0.01) if kind(number) == number]
     # 0 is often what null means
-    return next(number for number in made if number not in (value, 0) and (limits is None or limits.allow(number)))
+    allowed = (number for number in made if all(_LIMITS[name](number, limit) for name, limit in limits.items()))
+    return next(number for number in allowed if number not in (value, 0))
+
+
+_LIMITS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le}
 
 
 @pytest.mark.parametrize(("overrides", "key"), CONTEXTS, ids=lambda part: part.path if isinstance(part, Key) else None)
@@ -158,10 +165,13 @@ def _reads(outside: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "cls", [field.type for field in dataclasses.fields(plan.Steps)] + [plan.PlannedSource], ids=lambda cls: cls.__name__
+    "cls",
+    [field.type for field in dataclasses.fields(plan.Steps) if dataclasses.is_dataclass(field.type)]
+    + [plan.PlannedSource],
+    ids=lambda cls: cls.__name__,
 )
 def test_every_value_of_a_planned_step_is_read_by_what_executes(cls: type) -> None:
-    reads = _reads(("compile", "plan.py", "schema.py", "diff.py"))
+    reads = _reads(("plan/", "config/"))
     assert {field.name for field in dataclasses.fields(cls)} <= reads
     assert "a_name_that_nothing_reads" not in reads
 

@@ -224,7 +224,7 @@ def test_of_every_text_it_is_known_whether_it_names_a_place() -> None:
     """But for those that the page has no use for."""
     kinds = ("a text", "a mapping")
     every = (key for key in all_keys() if not key.path.startswith(("chat.", "serve.", "board.")))
-    texts = {key.path.rpartition(".")[2] for key in every if any(kind in describe(key.kind) for kind in kinds)}
+    texts = {key.path.rpartition(".")[2] for key in every if any(kind in describe(key) for kind in kinds)}
     assert texts == _PLACES | NO_PLACES and not _PLACES & NO_PLACES
 
 

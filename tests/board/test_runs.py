@@ -289,7 +289,12 @@ def test_a_full_disk_does_not_end_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = OSError("no space left")
-    turns: list[BaseException] = [full, full, refuse("cannot-write", "path=x", "it is full"), SystemExit()]
+    turns: list[BaseException] = [
+        full,
+        full,
+        refuse("cannot-write", "path=x", "it is full", because="it is", fix="change it"),
+        SystemExit(),
+    ]
 
     def following(_: Runs) -> None:
         raise turns.pop(0)

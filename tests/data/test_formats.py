@@ -333,7 +333,7 @@ def test_a_bad_row_has_a_reason(name: str, row: dict[str, Any], reason: str) -> 
         ("data.sources.file.columns={instruction: question}", "fit no known format"),
         ("data.sources.file.columns={instruction: question, output: answer}", "answer"),
         ("data.sources.file.columns={instruction: question, output: reply, system: sys}", "lack sys"),
-        ("data.sources.file.format=csv", "not one of"),
+        ("data.sources.file.format=csv", "it is not auto, text"),
     ],
 )
 def test_a_set_that_does_not_fit_is_refused_with_its_columns(override: str, lacks: str, here: Any) -> None:

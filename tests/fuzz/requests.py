@@ -76,9 +76,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
 
 
 def _with(serve: Any, most: int) -> Any:
-    from dataclasses import replace
-
-    return replace(serve, max_body=most)
+    return serve.model_copy(update={"max_body": most})
 
 
 async def _answered(server: Any, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> int:

@@ -148,7 +148,7 @@ def test_memory_never_falls_with_more_tokens(method: str) -> None:
         totals = [estimate(GPU, *base, *found).memory.total for found in ((), *((change,) for change in changes))]
         assert totals == sorted(totals)
     small, large = (estimate("hardware=cpu", *base, f"stage.batch_size={size}").memory.total for size in (2, 3))
-    assert small < 1.005 * large
+    assert small < 1.01 * large
 
 
 @pytest.mark.parametrize(

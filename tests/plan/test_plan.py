@@ -165,7 +165,7 @@ def test_a_value_of_the_wrong_type_is_refused(made: Made, here: Path) -> None:
     tree["steps"]["load"]["dtype"], tree["steps"]["train"]["batch_size"] = "float8", "many"
     del tree["steps"]["patch"]
     (here / "plan.yaml").write_text(yaml.safe_dump(tree))
-    assert set(_rules(here / "plan.yaml")) == {"bad-value"}
+    assert set(_rules(here / "plan.yaml")) == {"plan-broken"}
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.99])
@@ -284,9 +284,9 @@ def test_what_json_prints_is_a_plan_too(overrides: tuple[str, ...], command: Cal
 @pytest.mark.parametrize(
     ("broken", "rule"),
     [
-        (lambda tree: tree["steps"].pop(), "bad-value"),
-        (lambda tree: tree["steps"].append("train"), "bad-value"),
-        (lambda tree: tree.update(more=1), "unknown-key"),
+        (lambda tree: tree["steps"].pop(), "plan-broken"),
+        (lambda tree: tree["steps"].append("train"), "plan-broken"),
+        (lambda tree: tree.update(more=1), "plan-broken"),
         (lambda tree: tree.update(seed=7), "plan-edited"),
     ],
 )

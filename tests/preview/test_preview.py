@@ -272,7 +272,7 @@ def test_a_refusal_imports_nothing_heavy(here: Path) -> None:
 
 def test_a_sweep_is_refused(preview: Command) -> None:
     said = preview("-m")
-    assert (said.code, said.rules) == (2, ["preview-of-a-sweep"])
+    assert (said.code, said.rules) == (2, ["plan-of-a-sweep"])
 
 
 def test_rows_that_do_not_fit_fail_the_preview(preview: Command, here: Path) -> None:

@@ -172,7 +172,7 @@ class Runs:
 
     def _plan(self, composed: compose.Composed) -> Plan:
         if self._refused and self._refused in composed.overrides:
-            raise refuse("projection-rank", "method.rank=9", "it is too much")
+            raise refuse("projection-rank", "method.rank=9", "it is too much", because="it is", fix="change it")
         own = ("seed=", "method=", "model.rope_scaling=", "model.context_length=", "data.max_length=")
         return side_by_side.plan(*(text for text in composed.overrides if text.startswith(own)))
 

@@ -169,7 +169,11 @@ def test_what_a_failure_leaves_is_said_of_the_run_that_failed(
     plan, folder = compiled("hardware=cpu", training=False), RunFolder(here)
     folder.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, steps + 1)))
     folder.events.write_text(json.dumps({"event": "start", "name": begun}) + "\n")
-    error = str(refuse("reward-server", "stage.reward=http://127.0.0.1:9/", "it cannot be asked"))
+    error = str(
+        refuse(
+            "reward-server", "stage.reward=http://127.0.0.1:9/", "it cannot be asked", because="it is", fix="change it"
+        )
+    )
     assert "checkpoint" not in error
     code = launch._told(plan, folder, 1, {"status": "failed", "error": error}, Screen())
     said = capsys.readouterr().out.splitlines()

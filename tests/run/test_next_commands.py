@@ -49,7 +49,7 @@ def test_a_model_that_answers_is_talked_to(stage: str, talks: bool, here: Path) 
 
 def test_a_model_of_a_stage_of_ones_own_is_talked_to(here: Path) -> None:
     (here / "mine.py").write_text(
-        "from factory.stages.sft.spec import KIND, RULES, Settings\ndef loss(model, batch, own): ..."
+        "from factory.stages.sft.spec import KIND, Settings\ndef loss(model, batch, own): ..."
     )
     assert any(line[-2] == "chat" for line in _after("stage.name=mine.py"))
 

@@ -41,7 +41,7 @@ LINE = compose.CommandLine(overrides=("seed=1,2", "tracking=none"), multirun=Tru
 
 def compiled(composed: compose.Composed) -> Plan:
     if "refused" in composed.overrides:
-        raise refuse("projection-rank", "method.rank=9", "it is too much")
+        raise refuse("projection-rank", "method.rank=9", "it is too much", because="it is", fix="change it")
     return side_by_side.plan(*composed.overrides)
 
 
@@ -167,7 +167,7 @@ class NoMore(Runs):
     """Of a machine on which no job fits any more."""
 
     def _compile(self, composed: compose.Composed) -> Plan:
-        raise refuse("projection-rank", "method.rank=9", "it is too much")
+        raise refuse("projection-rank", "method.rank=9", "it is too much", because="it is", fix="change it")
 
 
 def test_a_finished_job_is_kept_where_it_would_be_refused_by_now(

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from factory import templates
+from factory.config import tables
 from factory.config.refusal import UserError
 from factory.data import tools
 from factory.data.chat_template import ChatTemplate, Learnt
@@ -18,7 +19,6 @@ from factory.templates.chat import chat_template
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = templates.names()
-OPTIONS = Path(__file__).parents[2] / "conf" / "model"
 
 
 def golden(name: str) -> str:
@@ -44,8 +44,7 @@ def test_each_template_has_its_golden_file() -> None:
 
 
 def test_every_model_option_names_a_template() -> None:
-    options = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in OPTIONS.glob("*.yaml")]
-    named = {option["template"] for option in options if "template" in option}
+    named = {option.config["template"] for option in tables.options("model").values() if "template" in option.config}
     assert named - {"auto"} <= set(NAMES) and "alpaca" in named
 
 
@@ -203,8 +202,8 @@ def test_reasoning_within_an_answer_s_text_is_reasoning() -> None:
 
 WRONG: dict[str, dict[str, Any]] = {
     "there is no such key": {"sytem": "a"},
-    "not one of turn, first_user": {"system_place": "end"},
-    "the key is not there": {"assistant": None, "leave": "assistant"},
+    "turn. or .first_user": {"system_place": "end"},
+    "required": {"assistant": None, "leave": "assistant"},
     "one place for the content": {"user": "no place"},
     "no place for content": {"user": "{{text}}"},
     "is one in `tool` alone": {"user": "{{content|tojson}}", "tool": "{{content|tojson}}"},

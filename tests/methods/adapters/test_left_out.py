@@ -10,7 +10,7 @@ import torch
 from built import IDS, built
 
 from factory.methods.lora.spec import notes
-from factory.methods.lora.targets import LEFT_OUT, RULES, left_out
+from factory.methods.lora.targets import LEFT_OUT, left_out, target_modules
 from factory.plan.rule import Case
 from factory.steps.walk import walk
 
@@ -45,14 +45,13 @@ def test_a_layer_that_is_left_out_is_refused_by_its_name(tiny_model: Path) -> No
 
     arch = walk(AutoModelForCausalLM.from_config(tiny.config(model_type="mamba", state_size=8)))
     settings: Any = built(tiny_model, "method=lora").settings
-    rule = next(rule for rule in RULES if rule.id == "target-modules")
 
     def wrong(*names: str) -> Any:
         asked: Any = SimpleNamespace(
             arch=arch, settings=SimpleNamespace(method=settings.model_copy(update={"target_modules": names}))
         )
         case: Case = asked
-        return rule.wrong(case)
+        return target_modules.check(case)
 
     assert "out_proj of a mamba model" in wrong("in_proj", "out_proj")
     assert wrong("in_proj") is None

@@ -153,12 +153,12 @@ SCRIPT = "import sys; from factory import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 def test_a_hub_model_without_the_hub_is_refused(here: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
-    arguments = ["plan", "model.path=somebody/nothing-7b", "stage.max_steps=0"]
+    arguments = ["plan", "model.path=somebody/nothing-7b", "data=file", "data.path=nope.jsonl"]
     run = [sys.executable, "-c", SCRIPT, *arguments]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "[model-unreachable] model.path=somebody/nothing-7b: " in done.stderr
-    assert "[bad-value] stage.max_steps=0" in done.stderr  # the others are told all the same
+    assert "[data-missing]" in done.stderr  # the others are shown too
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -186,7 +186,9 @@ def test_a_plan_that_is_written_for_later_names_the_commit(
 
     def hub_config(path: str, asked: str) -> tuple[dict[str, Any], str]:
         if not answers:
-            raise refuse("model-unreachable", f"model.path={path}", "there is no network")
+            raise refuse(
+                "model-unreachable", f"model.path={path}", "there is no network", because="it is", fix="change it"
+            )
         return config, asked if asked == "d" * 40 else commit
 
     monkeypatch.setattr("factory.plan.inspect.model._hub_config", hub_config)
@@ -204,7 +206,13 @@ def test_a_branch_that_is_not_there_is_no_hub_that_is_not_reached(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_branch(path: str, revision: str) -> None:
-        raise refuse("revision-missing", f"model.revision={revision}", f"the hub has none of {path}")
+        raise refuse(
+            "revision-missing",
+            f"model.revision={revision}",
+            f"the hub has none of {path}",
+            because="it is",
+            fix="change it",
+        )
 
     monkeypatch.setattr("factory.plan.inspect.model._hub_config", no_branch)
     said = command("plan", "model=qwen2.5_0.5b", "hardware=cpu", "model.revision=v3", "plan.format=yaml")
