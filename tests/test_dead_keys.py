@@ -39,7 +39,8 @@ def _contexts() -> Iterator[tuple[tuple[str, ...], Key]]:
     """Each key with a command line that has it; a method's or stage's own keys with each that has them."""
     for found in all_keys():
         if found.path.partition(".")[0] not in NAMED and found.path not in SCREENS:
-            yield BASE, found
+            packed = ("data.packing=true",) if found.path == "data.isolate_documents" else ()
+            yield (*BASE, *packed), found
     for group, kind in NAMED.items():
         common = set({"method": Method, "stage": Stage}[group].model_fields)
         for name in registry.names(kind):
