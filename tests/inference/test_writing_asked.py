@@ -13,7 +13,7 @@ from test_saved import SHORT
 import factory
 from factory.config import compose
 from factory.config.refusal import UserError
-from factory.config.settings import Bytes, Chat, Engine, Generation, Serve
+from factory.config.settings import Chat, Engine, Generation, Serve
 from factory.inference import asked
 from factory.plan.facts import Gpu
 from factory.plan.inspect import machine as look
@@ -158,7 +158,7 @@ def test_a_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_an_address_that_others_reach_needs_a_key(host: str, secret: str | None, rules: list[str]) -> None:
-    serve = Serve(host=host, port=0, api_key=None, name=None, adapters={}, max_body=Bytes(1), image_hosts=(), grace=1.0)
+    serve = Serve(host=host, port=0, api_key=None, name=None, adapters={}, max_body=1024, image_hosts=(), grace=1.0)
     try:
         run.unusable(serve, secret)
         found = []
