@@ -89,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def preview(arguments: list[str]) -> int:
     """the data steps only: what is trained, token by token, and what is dropped or cut; preview.html=PATH: as a page"""
-    if (line := parsed(arguments, "one preview is shown at a time")) is None:
+    if (line := parsed(arguments, "preview", "one preview is shown at a time")) is None:
         return 0
     from factory.preview import show
 
@@ -107,13 +107,13 @@ def compare(arguments: list[str]) -> int:
 
     read = ("compare.", "tracking.", "tracking=")
     keys = [word for word in arguments if word.lstrip("+").startswith(read) and not Path(word).exists()]
-    chosen = settings_of(keys)
+    chosen = settings_of(keys, "compare")
     return show.show([word for word in arguments if word not in keys], chosen.compare, chosen.tracking)
 
 
 def board(arguments: list[str]) -> int:
     """the page in the browser: configure, preview, train, compare, chat, export, on 127.0.0.1:7860"""
-    if (line := parsed(arguments, "one page is opened at a time")) is None:
+    if (line := parsed(arguments, "board", "one page is opened at a time")) is None:
         return 0
     try:
         chosen = _of_board(composed_of(line, "board"))

@@ -12,7 +12,7 @@ from factory.config.settings import GROUPS, NAMED, all_keys, having
 from factory.config.values import plain
 from factory.plan.diff import flat, shown
 from factory.plan.rules import all_rules
-from factory.verbs import OWN, READ_RUNS
+from factory.verbs import READ_RUNS
 
 FLAGS = {  # in a person's words
     "-m, --multirun": "a sweep: method=lora,galore,qlora",
@@ -33,7 +33,7 @@ BESIDE = {  # typed as keys are, and none of the schema's
 
 def of_verb(verb: str, does: str | None) -> str:
     """What comes before the overview where a verb's own help is asked for."""
-    own = [group for group, readers in OWN.items() if verb in readers]
+    own = [group for group, readers in compose.OWN.items() if verb in readers]
     keys = [f"\nkeys of its own: {group}.* (`factory explain {group}`)" for group in own]
     return "".join([f"factory {verb}: {does}", *keys])
 
@@ -51,7 +51,7 @@ verbs (train when none is given)
 
 groups and their options (group=option; `factory explain GROUP` lists a group's keys)
 {choices}
-  recipe     {", ".join(groups.recipes(config_dirs))}
+  recipe     {", ".join(groups.options("recipe", config_dirs))}
 
 flags
 {flags}
@@ -83,17 +83,12 @@ def explained(name: str) -> str:
     if (template := name.removeprefix("model.template=")) in templates.names():
         return f"model.template={template}\n  a chat template: as that of {templates.template(template).source}"
     hint = _alike(name, [key.path for key in keys])
-    raise refuse(
-        "unknown-key",
-        name,
-        "there is no such key, group or option",
-        because="a key that nothing reads would be ignored in silence",
-        fix=f"{hint}`factory --help` lists what there is",
-    )
+    because, fix = "a key that nothing reads would be ignored", f"{hint}`factory --help` lists what there is"
+    raise refuse("unknown-key", name, "there is no such key, group or option", because=because, fix=fix)
 
 
 def _beside(key: str) -> str:
-    options = f"recipe=  {groups.listed(groups.recipes())}\n  " if key == "recipe" else f"{key}\n  "
+    options = f"recipe=  {groups.listed(groups.options('recipe'))}\n  " if key == "recipe" else f"{key}\n  "
     return options + BESIDE[key]
 
 
@@ -107,14 +102,13 @@ def _alike(name: str, keys: list[str]) -> str:
 
 def _options() -> Iterator[tuple[str, str]]:
     """Every option and recipe with its group."""
-    for group in groups.GROUPS:
+    for group in (*groups.GROUPS, "recipe"):
         yield from ((group, option) for option in groups.options(group))
-    yield from (("recipe", name) for name in groups.recipes())
 
 
 def _option(group: str, name: str) -> str:
     """What it is, what it is set over, and what it sets."""
-    option = groups.packaged(group, name) if group != "recipe" else groups.of_file(groups.recipe_files(())[name])
+    option = groups.packaged(group, name)
     of_runs = group == "recipe" and "runs" in option.config  # whose keys are typed as they stand: runs.NAME.KEY
     place = option.package.removeprefix("_global_") if option.package else "" if of_runs else group
     below = [each for each in option.config.get("defaults", []) if not str(each).startswith("_")]
@@ -210,15 +204,15 @@ def _name(group: str, option: str) -> str | None:
 
 
 @cache
-def _tree(option: str | None) -> dict[str, Any]:
-    return compose.compose(compose.CommandLine(overrides=(option,) if option else ())).tree
+def _tree(option: str | None, verb: str = "train") -> dict[str, Any]:
+    return compose.compose(compose.CommandLine(overrides=(option,) if option else (), verb=verb)).tree
 
 
 def default(path: str) -> str:
     """From conf/, as it is composed by default, or where that has no such key with the first option that has it."""
     group, names = path.partition(".")[0], _having(path)
     first = None if not names or _usual(group) in names else f"{group}={names[0]}"
-    value: Any = _tree(first)
+    value: Any = _tree(first, compose.OWN.get(group, ("train",))[0])
     for part in path.split("."):
         if not isinstance(value, dict):
             return "(set by the option)"

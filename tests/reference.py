@@ -61,8 +61,8 @@ def options() -> Iterator[str]:
             rows = ((name, groups.packaged(group, name).about) for name in groups.options(group))
             yield from _table(("option", ""), rows)
     yield from ("## recipe", "")
-    files = groups.recipe_files(())
-    yield from _table(("recipe", ""), ((name, groups.of_file(files[name]).about) for name in groups.recipes()))
+    rows = ((name, groups.packaged("recipe", name).about) for name in groups.options("recipe"))
+    yield from _table(("recipe", ""), rows)
     yield from ("## model.template", "")
     found = {name: templates.template(name) for name in templates.names()}
     rows = ((name, each.source, each.tools) for name, each in found.items())

@@ -1,4 +1,4 @@
-"""A form's state as a YAML file: a recipe of one run, as it may lie in recipes/ or in a --config-dir."""
+"""A form's state as a YAML file: a recipe of one run, as it may lie in conf/recipe/ or in a --config-dir."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ def written(overrides: Overrides, tree: dict[str, Any]) -> str:
         if name in groups.GROUPS:
             chosen.append({f"override /{name}": yaml_of(value)})
         elif name == "recipe":
-            chosen.insert(0, f"/recipes/{value}")
+            chosen.insert(0, f"/recipe/{value}")
         else:
             _put(keys, name.split("."), at(tree, name))
     content = ({"defaults": chosen} if chosen else {}) | keys
@@ -54,8 +54,8 @@ def read(text: str) -> Overrides:
 def _chosen(defaults: Any) -> Overrides:
     found: list[str] = []
     for entry in defaults if isinstance(defaults, list) else [defaults]:
-        if isinstance(entry, str) and entry.startswith("/recipes/"):
-            found.append(f"recipe={entry.removeprefix('/recipes/')}")
+        if isinstance(entry, str) and entry.startswith("/recipe/"):
+            found.append(f"recipe={entry.removeprefix('/recipe/')}")
         elif isinstance(entry, dict) and len(entry) == 1:
             ((name, value),) = entry.items()
             group = str(name).removeprefix("override").strip().lstrip("/")

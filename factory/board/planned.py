@@ -6,14 +6,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from factory import verbs
 from factory.board.fields import at
-from factory.config.compose import CommandLine, texts
-from factory.config.compose.calling import Composed
+from factory.config.compose import CommandLine, Composed, parsed
 from factory.config.line import Overrides, changed, name_of
 from factory.config.refusal import Refusal, UserError, refusal
 from factory.inference.asked import of_run
@@ -173,6 +172,35 @@ class Planner:
         with self._busy:
             found = cheapest(planned.plan, None, self._anew)
         return [(_with(planned.overrides, change.overrides), change.estimated_bytes, change.fits) for change in found]
+
+
+@lru_cache(1024)
+def texts(override: str) -> tuple[tuple[str, str], ...]:
+    """Every text in an override's value with its key: as it is written, and as Hydra reads it, without quotes or casts.
+
+    What is in a mapping has a key of its own.
+    """
+    key, _, written = override.partition("=")
+    try:
+        found = parsed(override)
+        key, read = found.key_or_group, found.value()
+    except UserError:  # it is refused where it is composed
+        read = None
+    return ((key, written), *_texts_in(key, read))
+
+
+def _texts_in(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    value = getattr(value, "list", value)  # of hydra's ChoiceSweep
+    value = getattr(value, "text", value)  # of its QuotedString
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        yield from _texts_in(key, [*value])
+        for name, each in value.items():
+            yield from _texts_in(f"{key}.{name}", each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_in(key, each)
 
 
 def _parts(text: str) -> Iterator[str]:

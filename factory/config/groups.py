@@ -4,50 +4,40 @@ import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from factory.config import tables
 from factory.config.parsed import yaml_of
-from factory.config.refusal import Refusal, refusal
+from factory.config.refusal import Refusal, refusal, refuse
 
 _HERE = Path(__file__).resolve().parents[1]
-# in a wheel, conf/ and recipes/ lie inside the package; in a checkout, beside it
-ROOT = _HERE if (_HERE / "conf").is_dir() else _HERE.parent
-CONF = ROOT / "conf"
-GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+# in a wheel, conf/ lies inside the package; in a checkout, beside it
+CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
+GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "recipe"))
 _SHOWN = 60  # options that are listed by name
 
 
-def folders(config_dirs: tuple[str, ...], packaged: Path = CONF) -> list[Path]:
+def folders(config_dirs: tuple[str, ...]) -> list[Path]:
     """Where options lie, in the order in which they are looked for: one of the user's own stands for a packaged one.
 
     Without those that are `unusable_folders`.
     """
     unusable = {found.setting for found in unusable_folders(config_dirs)}
-    return [*(Path(folder).resolve() for folder in config_dirs if _said(folder) not in unusable), packaged]
+    return [*(Path(folder).resolve() for folder in config_dirs if _said(folder) not in unusable), CONF]
 
 
 def unusable_folders(config_dirs: tuple[str, ...]) -> Iterator[Refusal]:
     """Why some of them cannot be looked into."""
     for folder in config_dirs:
         if not Path(folder).is_dir():
-            yield refusal(
-                "config-dir",
-                _said(folder),
-                "there is no such folder",
-                because="your own options would be read from it",
-                fix="check the path",
-            )
+            because, fix = "your own options would be read from it", "check the path"
+            yield refusal("config-dir", _said(folder), "there is no such folder", because=because, fix=fix)
         elif (Path(folder) / "config.yaml").is_file():
-            yield refusal(
-                "config-dir-defaults",
-                _said(folder),
-                "it has a config.yaml",
-                because=(
-                    "only options (model/NAME.yaml, data/NAME.yaml …) and recipes are read from it, and this would "
-                    "stand for all defaults"
-                ),
-                fix="move what it sets into recipes/NAME.yaml in that folder, and set recipe=NAME",
+            because = (
+                "options (model/NAME.yaml, data/NAME.yaml …) are read from it, and this would stand for all defaults"
             )
+            fix = "move what it sets into recipe/NAME.yaml in that folder, and set recipe=NAME"
+            yield refusal("config-dir-defaults", _said(folder), "it has a config.yaml", because=because, fix=fix)
 
 
 def _said(folder: str) -> str:
@@ -70,23 +60,24 @@ def listed(found: list[str]) -> str:
 
 def packaged(group: str, name: str) -> tables.Option:
     """A packaged option: a row of a table, or a file, whose first comment says what it is."""
-    return tables.options(group).get(name) or of_file(CONF / group / f"{name}.yaml")
-
-
-def of_file(path: Path) -> tables.Option:
-    text = path.read_text(encoding="utf-8")
+    if (row := tables.options(group).get(name)) is not None:
+        return row
+    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
     comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
     about = " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("# @package"))
     package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
     return tables.Option(about=about, config=yaml_of(text.encode()) or {}, package=package and package[1])
 
 
-def recipes(config_dirs: tuple[str, ...] = ()) -> list[str]:
-    """Those of the user's own folders included."""
-    return sorted(recipe_files(config_dirs))
-
-
-def recipe_files(config_dirs: tuple[str, ...]) -> dict[str, Path]:
-    """By name, those of the user's own folders in the place of packaged ones."""
-    ordered = reversed(folders(config_dirs, ROOT))  # the first, which Hydra takes, comes last and stays
-    return {path.stem: path for folder in ordered for path in (folder / "recipes").glob("*.yaml")}
+def runs_of(recipe: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """Return what the file of a recipe of several runs holds; None of any other. Raises UserError."""
+    files = (folder / "recipe" / f"{recipe}.yaml" for folder in folders(config_dirs))
+    file = next((file for file in files if file.is_file()), None)
+    if file is None or b"runs" not in (content := file.read_bytes()):
+        return None
+    try:
+        found = yaml_of(content)
+    except ValueError as error:
+        fix = "check the file"
+        raise refuse("compose", str(file), "it cannot be read", because=str(error), fix=fix) from None
+    return found if isinstance(found, dict) and "runs" in found else None

@@ -137,7 +137,7 @@ def _set_of(hub_id: str) -> str | None:
 
 def _own_options(group: str, name: str) -> str | None:
     """A folder beside or under the working one that has this option: what --config-dir would name."""
-    file = Path("recipes" if group == "recipe" else group, f"{name}.yaml")
+    file = Path(group, f"{name}.yaml")
     folders = (path for path in (Path(), *sorted(Path().glob("*/"))) if not path.name.startswith("."))
     return next((str(folder) for folder in folders if os.path.isfile(folder / file)), None)  # noqa: PTH113  as below
 

@@ -55,12 +55,16 @@ class Anew:
     """
 
     def __init__(self, config_dirs: tuple[str, ...] = ()):
-        self.composed = compose.Recomposer(config_dirs)
+        self._config_dirs = config_dirs
         self._looked: list[tuple[Any, Facts]] = []
 
     def __call__(self, overrides: tuple[str, ...]) -> Plan:
         """Raises UserError."""
         return self.of(self.composed(overrides))
+
+    def composed(self, overrides: tuple[str, ...]) -> compose.Composed:
+        """Raises UserError."""
+        return compose.compose(compose.CommandLine(overrides=overrides, config_dirs=self._config_dirs))
 
     def of(self, composed: compose.Composed) -> Plan:
         """Raises UserError."""

@@ -166,7 +166,8 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
 def _not_pinned(case: Case) -> Iterator[str]:
     """A plan that is written for later runs names weights by a commit, or each run may have others."""
     model = case.model
-    if case.settings.plan.format == "yaml" and model.source == "hub" and not COMMIT.fullmatch(model.revision or ""):
+    saved = case.settings.plan is not None and case.settings.plan.format == "yaml"
+    if saved and model.source == "hub" and not COMMIT.fullmatch(model.revision or ""):
         yield (
             f"model.path={model.path}: not pinned, as the hub did not say which commit {model.revision} is: runs of "
             "this plan read what it is by then; set model.revision to a commit"

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.compare.runs import red
-from factory.config import compose, groups, registry
-from factory.config.compose import sweeps
+from factory.config import compose, groups, registry, sweeps
 from factory.config.line import again, name_of, spelt
 from factory.config.refusal import Refusal, UserError, did_you_mean, refusal, refuse
 from factory.config.settings import Settings, Sweep
@@ -185,15 +184,14 @@ def _unusable(line: compose.CommandLine, runs: Mapping[str, Sequence[str]]) -> I
 def planned(line: compose.CommandLine, compile: Compile) -> list[Job]:
     """Every run as far as it is known, nothing of it executed. Raises UserError for what is wrong with the recipe."""
     found = links(line)
-    folder, _ = sweeps.sweep_folder(*_places(line, found))
+    folder, _ = sweeps.sweep_folder(_places(line, found))
     return _listed(found, SweepFolder(folder), line.config_dirs, compile)
 
 
-def _places(line: compose.CommandLine, found: Sequence[Link]) -> tuple[compose.CommandLine, compose.Prepared]:
+def _places(line: compose.CommandLine, found: Sequence[Link]) -> compose.CommandLine:
     """What says where the runs go and are tracked: of the first, as of all."""
     texts = tuple(text for text in found[0].overrides if name_of(text).startswith(("hydra.", "tracking")))
-    bare = replace(line, overrides=texts)
-    return bare, compose.prepared(bare)
+    return replace(line, overrides=texts)
 
 
 def _listed(found: Sequence[Link], folder: SweepFolder, config_dirs: tuple[str, ...], compile: Compile) -> list[Job]:
@@ -238,7 +236,7 @@ def _awaited(link: Link, reads: Mapping[str, Awaited]) -> Callable[[Settings, Fa
 def _composed(
     overrides: tuple[str, ...], run_dir: Path, config_dirs: tuple[str, ...], parent: str | None
 ) -> compose.Composed:
-    nested = (f"tracking.parent_run={parent}",) if parent else ()
+    nested = (f"++tracking.parent_run={parent}",) if parent else ()
     line = compose.CommandLine(overrides=(*overrides, *nested), config_dirs=config_dirs)
     return replace(compose.compose(line), overrides=overrides, run_dir=str(run_dir))
 
@@ -259,7 +257,7 @@ def chain(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
             fix="leave it out; a recipe that was interrupted continues with `factory -m sweep.resume=FOLDER`",
         )
     found = links(line)
-    name, common = sweeps.sweep_folder(*_places(line, found))
+    name, common = sweeps.sweep_folder(_places(line, found))
     folder = placed(name, line, asked)
     compile = beside(verbs.compile) if asked.resume else verbs.compile
     listed = _listed(found, folder, line.config_dirs, compile)
@@ -408,5 +406,5 @@ def _recipe_key(setting: str, wrong: str, one: str) -> Refusal:
         setting,
         wrong,
         because="the runs would no longer be what the recipe calls them",
-        fix=f"leave it out, {one}or write recipes/NAME.yaml in a folder that --config-dir names",
+        fix=f"leave it out, {one}or write recipe/NAME.yaml in a folder that --config-dir names",
     )

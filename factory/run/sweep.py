@@ -18,10 +18,8 @@ from factory.compare.comparison import Comparison, compared
 from factory.compare.found import named, of_folder
 from factory.compare.page import page
 from factory.compare.runs import Status
-from factory.config import compose
-from factory.config.compose import sweeps
-from factory.config.compose.calling import hydra_main
-from factory.config.line import names_a_folder, setting, spelt
+from factory.config import compose, sweeps
+from factory.config.line import name_of, names_a_folder, setting, spelt
 from factory.config.redact import redacted
 from factory.config.refusal import UserError, refusal, refuse
 from factory.config.settings import Sweep, Tracking
@@ -68,9 +66,8 @@ class Verbs:
 
 def planned(line: compose.CommandLine, compile: Compile) -> tuple[list[Job], bool]:
     """Every job, nothing of it executed, and whether it is every one: else two of those that a sweeper may choose."""
-    ready = compose.prepared(line)
-    folder, _ = sweeps.sweep_folder(line, ready)
-    found = sweeps.jobs(line, ready, folder)
+    folder, _ = sweeps.sweep_folder(line)
+    found = sweeps.jobs(line, folder)
     known = not isinstance(found, sweeps.Choosing)
     return jobs.compiled(found if known else found.ends, folder, compile), known
 
@@ -81,10 +78,9 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
     if asked.resume:
         line = recorded(line, asked.resume, before)
         asked = asked.model_copy(update={"reuse": asked.reuse or bool(before and before.reuse)})
-    ready = compose.prepared(line)
-    name, shared = sweeps.sweep_folder(line, ready)
+    name, shared = sweeps.sweep_folder(line)
     folder = placed(name, line, asked)
-    found = sweeps.jobs(line, ready, str(folder.path))
+    found = sweeps.jobs(line, str(folder.path))
     if isinstance(found, sweeps.Choosing):
         again, listed = _chosen_again(found, asked), list[Job]()
         shown, told = jobs.compiled(found.ends, str(folder.path), verbs.compile), jobs.AS_IT_GOES
@@ -112,7 +108,7 @@ def sweep(line: compose.CommandLine, asked: Sweep, verbs: Verbs, screen: Screen)
                 screen.print(str(problem), style="red", soft_wrap=True)
             return closed(folder, tracking, parent, stopped, screen, goes_on=again is not None)
 
-        arguments = [*(again or ()), *_arguments(ready, parent, folder)]
+        arguments = [*(again or ()), *_arguments(line, parent, folder)]
         return worked_through(lambda: _handed_out(arguments, task), close, folder)
 
 
@@ -217,9 +213,10 @@ def beside(compile: Compile) -> Compile:
     return lambda composed: compile(replace(composed, run_dir=str(Path(composed.run_dir) / "anew")))
 
 
-def _arguments(ready: compose.Prepared, parent: str | None, folder: SweepFolder) -> list[str]:
+def _arguments(line: compose.CommandLine, parent: str | None, folder: SweepFolder) -> list[str]:
     nested = [f"++tracking.parent_run={parent}"] if parent else []
-    return [*ready.overrides, *nested, f"hydra.sweep.dir={spelt(folder.path.as_posix())}", "--multirun"]
+    kept = (text for text in line.overrides if name_of(text) not in ("hydra.sweep.dir", "hydra.mode"))
+    return [*kept, *nested, f"hydra.sweep.dir={spelt(folder.path.as_posix())}", "--multirun"]
 
 
 def record(line: compose.CommandLine, listed: Sequence[Job], parent: str | None, *, reuse: bool = False) -> Record:
@@ -258,7 +255,7 @@ class _Task:
             return self._done(config)
 
     def _done(self, config: Any) -> float:
-        composed = self._checked(replace(sweeps.of_job(config), config_dirs=self.config_dirs))
+        composed = self._checked(sweeps.of_job(config, self.config_dirs))
         name = jobs.name_of(composed, self.folder)
         fate, reused = self.fates.get(name, ("run", None))
         run = RunFolder(reused or composed.run_dir)
@@ -346,7 +343,7 @@ def _handed_out(arguments: list[str], made: _Task) -> int:
         return made(config)
 
     try:
-        hydra_main(task, arguments, made.config_dirs)
+        compose.hydra_main(task, arguments, compose.CommandLine(overrides=(), config_dirs=made.config_dirs))
     except UserError:
         raise
     except Exception as error:  # whatever a launcher or a sweeper raises: what the jobs left is compared all the same

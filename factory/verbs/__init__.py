@@ -4,21 +4,16 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from factory.config import compose, settings
-from factory.config.compose import unread
-from factory.config.compose.calling import hydra_main
 from factory.config.line import group_of, name_of, run_of, setting
 from factory.config.redact import redacted
 from factory.config.refusal import Refusal, UserError, refusal, refuse
 from factory.plan.anew import settings_of as settings_from
 from factory.run.folder import is_mlflow_id
-
-# the verbs that read a group of keys of their own
-OWN = {name: (name,) for name in ("plan", "preview", "compare", "export", "chat", "serve", "board")}
-OWN |= dict.fromkeys(("engine", "generation"), ("chat", "serve"))
 
 plan_of_a_sweep = partial(
     refuse, "plan-of-a-sweep", because="a sweep has many", fix="leave it out, or give the one that is meant"
@@ -27,21 +22,23 @@ plan_of_a_sweep = partial(
 READ_RUNS = ("evaluate", "chat", "serve", "export")
 
 
-def parsed(arguments: list[str], many: str | None = None) -> compose.CommandLine | None:
+def parsed(arguments: list[str], verb: str, many: str | None = None) -> compose.CommandLine | None:
     """The line; None where it was Hydra's own business, and Hydra has answered: --cfg, --info, completion.
 
     `many`: why the verb is no sweep's. Raises UserError.
     """
-    line = compose.parse(arguments)
+    line = compose.parse(arguments, verb)
     if line.multirun and many:
         raise plan_of_a_sweep("-m", many)
     if not line.hydra_flags:
         return line
-    completing = {"-sc", "--shell-completion"} & set(line.hydra_flags)  # whose words are no overrides
-    if completing:
+    if {"-sc", "--shell-completion"} & set(line.hydra_flags):  # whose words are no overrides
         os.environ["COMP_LINE"] = _without_verb(os.environ.get("COMP_LINE", ""))
-    given = line.overrides if completing else _composable(line)
-    hydra_main(lambda _: None, [*line.hydra_flags, *given], line.config_dirs)
+    elif line.multirun:
+        raise plan_of_a_sweep(f"-m {line.hydra_flags[0]}", "one config is shown at a time")
+    elif problems := compose.config_of(line)[1]:
+        raise UserError(*problems)
+    compose.hydra_main(lambda _: None, [*line.hydra_flags, *line.overrides], line)
     return None
 
 
@@ -52,16 +49,6 @@ def _without_verb(typed: str) -> str:
     return f"{program} {settings}" if space and "=" not in verb and not verb.startswith("-") else typed
 
 
-def _composable(line: compose.CommandLine) -> Sequence[str]:
-    """The overrides for what Hydra shows of them. Raises UserError: it would show the config without what is wrong."""
-    if line.multirun:
-        raise plan_of_a_sweep(f"-m {line.hydra_flags[0]}", "one config is shown at a time")
-    ready = compose.prepared(line)
-    if ready.problems:
-        raise UserError(*ready.problems)
-    return ready.overrides
-
-
 def refuse_unread(line: compose.CommandLine, verb: str) -> None:
     """Raises UserError."""
     if problems := list(not_read(line, verb)):
@@ -69,20 +56,18 @@ def refuse_unread(line: compose.CommandLine, verb: str) -> None:
 
 
 def not_read(line: compose.CommandLine, verb: str) -> Iterator[Refusal]:
-    """The keys of what another verb prints, and Hydra's own: this one would not look at them."""
-    many = unread.of_a_sweep if line.multirun else unread.of_a_recipe if compose.recipe_of_runs(line) else unread.of_one
-    yield from many(line.overrides)
+    """Yield the keys of other verbs: this one would not look at them."""
     wrong = f"`factory {verb}` does not read it"
     for text in line.overrides:
         group = group_of(text)
-        if group in OWN and verb not in OWN[group]:
+        if group != "sweep" and group in compose.OWN and verb not in compose.OWN[group]:
             shown = text if group not in ("serve", "board") else text.partition("=")[0]  # which may be a secret
             yield refusal(
                 "key-of-another-verb",
                 shown,
                 wrong,
                 because="only that verb does",
-                fix=f"leave it out, or `factory {' or '.join(OWN[group])}` instead",
+                fix=f"leave it out, or `factory {' or '.join(compose.OWN[group])}` instead",
             )
         elif group == "sweep" and not line.multirun:
             yield refusal(
@@ -126,14 +111,17 @@ def _further(model: str, folder: str) -> str:
 
 
 def composed(line: compose.CommandLine, verb: str) -> compose.Composed:
-    """Raises UserError."""
-    refuse_unread(line, verb)
-    return compose.compose(line)
+    """Raises UserError where nothing can be composed; else the problems are in what is returned."""
+    unread = list(not_read(line, verb))
+    named = {refused.setting.partition("=")[0] for refused in unread}
+    read = tuple(text for text in line.overrides if name_of(text) not in named)
+    made = compose.compose(replace(line, overrides=read))
+    return replace(made, overrides=line.overrides, problems=(*unread, *made.problems))
 
 
-def settings_of(overrides: Sequence[str]) -> settings.Settings:
+def settings_of(overrides: Sequence[str], verb: str = "train") -> settings.Settings:
     """The settings of these overrides and the defaults. Raises UserError: what is not understood would be a default."""
-    return settings_from(compose.compose(compose.parse(list(overrides))))
+    return settings_from(compose.compose(compose.parse(list(overrides), verb)))
 
 
 def our_mistake(error: Exception, folder: Path | None = None) -> int:

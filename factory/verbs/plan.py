@@ -29,7 +29,7 @@ def plan(arguments: list[str]) -> int:
     """compile only: the plan, the estimate, and what this machine lacks; --diff A B: what differs between two plans"""
     if any(word.partition("=")[0] == "--diff" for word in arguments):
         return _diff(arguments)
-    if (line := parsed(arguments)) is None:
+    if (line := parsed(arguments, "plan")) is None:
         return 0
     if line.multirun:
         return _plan_sweep(line)
@@ -118,7 +118,7 @@ def _of_plan(override: str) -> bool:
 def _without_form(line: compose.CommandLine) -> tuple[compose.CommandLine, str]:
     """The line without plan.*, and how several plans are printed."""
     shared = tuple(text for text in line.overrides if not _of_plan(text))
-    asked = settings_of([text for text in line.overrides if text not in shared]).plan
+    asked = settings_of([text for text in line.overrides if text not in shared], "plan").plan
     if asked.format == "yaml":
         raise plan_of_a_sweep("plan.format=yaml", "a file holds one plan")
     if asked.search:
@@ -164,7 +164,7 @@ def _diff(arguments: list[str]) -> int:
                 "[tracking.uri=ADDRESS]"
             ),
         )
-    chosen = settings_of(rest)
+    chosen = settings_of(rest, "plan")
     one, other = (diff.read(name, chosen.tracking.mlflow) for name in names)
     found = diff.differences(one, other)
     if chosen.plan.format == "json":

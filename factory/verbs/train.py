@@ -37,7 +37,7 @@ def train(arguments: list[str]) -> int:
     if any(word.partition("=")[0] == "--from-plan" for word in arguments):
         return _replay(arguments)
     refuse_outer(" ".join(arguments) or "train")
-    if (line := parsed(arguments)) is None:
+    if (line := parsed(arguments, "train")) is None:
         return 0
     if line.multirun:
         return _sweep(line)
@@ -90,7 +90,7 @@ def of_sweep(line: compose.CommandLine) -> tuple[compose.CommandLine, Sweep]:
     """The keys of the sweep itself, taken from the line. Raises UserError."""
     own = [text for text in line.overrides if name_of(text).startswith("sweep.")]
     kept = tuple(text for text in line.overrides if text not in own)
-    return replace(line, overrides=kept), settings_of(own).sweep
+    return replace(line, overrides=kept), settings_of(own, "sweep").sweep
 
 
 def _recipe(line: compose.CommandLine, asked: Sweep) -> int:

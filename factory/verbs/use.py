@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def evaluate(arguments: list[str]) -> int:
     """measure a model, or run=FOLDER (a run's, a saved model's, or an MLflow run's id), on the held-out rows"""
-    if (line := parsed(arguments, "one model is evaluated at a time")) is None:
+    if (line := parsed(arguments, "evaluate", "one model is evaluated at a time")) is None:
         return 0
     return done_once(in_a_folder(line, _measured(line)), "evaluate", line.overrides)
 
@@ -54,7 +54,7 @@ def _refuse_training(overrides: tuple[str, ...]) -> None:
 
 def export(arguments: list[str]) -> int:
     """write run=FOLDER's model, or model=…, to export.dir for others: merged weights, an adapter, GGUF; to the hub"""
-    if (line := parsed(arguments, "one model is exported at a time")) is None:
+    if (line := parsed(arguments, "export", "one model is exported at a time")) is None:
         return 0
     return done_once(in_a_folder(line, _exported(line)), "export")
 
@@ -68,11 +68,11 @@ def chat(arguments: list[str]) -> int:
     """a conversation with a model or run=FOLDER in the terminal; compare=[base,run]: two of them side by side"""
     from factory.inference import asked
 
-    if (line := parsed(arguments, "one `factory chat` runs at a time")) is None:
+    if (line := parsed(arguments, "chat", "one `factory chat` runs at a time")) is None:
         return 0
     own = asked.taken_apart("chat", line.overrides)
     compared = [text for text in own.overrides if name_of(text) == "chat.compare"]
-    chosen = settings_of(compared).chat.compare if compared else ()
+    chosen = settings_of(compared, "chat").chat.compare if compared else ()
     sides = asked.sides(asked.named_run(own), chosen)
     made = [to_write("chat", line, own, side) for side in sides]
     from factory.chat import show
@@ -84,7 +84,7 @@ def serve(arguments: list[str]) -> int:
     """an OpenAI-style API (chat, completions, embeddings, scores) for a model or run=FOLDER, on 127.0.0.1:8000"""
     from factory.inference import asked
 
-    if (line := parsed(arguments, "one `factory serve` runs at a time")) is None:
+    if (line := parsed(arguments, "serve", "one `factory serve` runs at a time")) is None:
         return 0
     own = asked.taken_apart("serve", line.overrides)
     (side,) = asked.sides(asked.named_run(own), ())
@@ -130,4 +130,4 @@ _COMPOSED: dict[Verb, Callable[[compose.CommandLine], compose.Composed]] = {
 
 def foreseen(verb: Verb, overrides: Sequence[str]) -> Plan:
     """The plan of a command that is not given yet, of one model; what this machine lacks is no refusal. UserError."""
-    return compiled(_COMPOSED[verb](compose.parse(list(overrides))), training=False, verb=verb)
+    return compiled(_COMPOSED[verb](compose.parse(list(overrides), verb)), training=False, verb=verb)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from factory.board import fields, talking
+from factory.board.planned import texts
 from factory.board.said import Words, words
 from factory.board.shown import as_printed
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
-from factory.config.compose import texts
-from factory.config.compose.calling import Composed
+from factory.config.compose import Composed
 from factory.config.line import Overrides, flags, spelt
 from factory.config.refusal import UserError
 from factory.inference.asked import NOT_TAKEN, TAKEN

@@ -165,7 +165,7 @@ def _options(page: "Page") -> None:
     chosen: dict[str, Any] = {}
     with gr.Row():
         dirs = page.planner.config_dirs
-        recipes = [name for name in groups.recipes(dirs) if compose.recipe_of_runs(_line(name, dirs)) is None]
+        recipes = [name for name in groups.options("recipe", dirs) if groups.runs_of(name, dirs) is None]
         choices = [("-", _NO_RECIPE), *recipes]
         chosen["recipe"] = page.say(gr.Dropdown, {"label": "recipe"}, choices, value=_NO_RECIPE, elem_id="recipe")
         chosen["model"] = _dropdown(page, "model")

@@ -59,7 +59,7 @@ _ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # as llama.cpp names 
 
 def look_at_model(settings: Settings, *, training: bool) -> ModelFacts:
     model = settings.model
-    found = _found(model, training=training, replayed=settings.plan.format == "yaml")
+    found = _found(model, training=training, replayed=settings.plan is not None and settings.plan.format == "yaml")
     if model.adapter is not None:
         found = _with_adapter(found, look_at_adapter(model.adapter))
     if str(found.config.get("model_type")) not in FAMILIES:
