@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-COMPOSED = compose.Recomposer(())
+@lru_cache(256)
+def composed(overrides: tuple[str, ...], verb: str) -> compose.Composed:
+    """A tree of packaged options: many tests compose the same."""
+    return compose.compose(compose.CommandLine(overrides=overrides, verb=verb))
 
 
 AS_TRANSFORMERS = ("compute.attention=sdpa", "compute.kernels=none")  # to the last bit
@@ -115,9 +119,9 @@ AS_TRANSFORMERS = ("compute.attention=sdpa", "compute.kernels=none")  # to the l
 
 def compiled(*overrides: str, training: bool = True, verb: str = "train") -> Plan:
     """The plan of a command line. Raises UserError."""
-    line = compose.parse(list(overrides))
-    composed = compose.compose(line) if line.config_dirs else COMPOSED(line.overrides)
-    return cli._compiled(composed, training=training, verb=verb)
+    line = compose.parse(list(overrides), verb)
+    tree = compose.compose(line) if line.config_dirs else composed(line.overrides, verb)
+    return cli._compiled(tree, training=training, verb=verb)
 
 
 def refusals(*overrides: str, training: bool = True) -> list[Refusal]:

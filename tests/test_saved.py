@@ -445,9 +445,9 @@ def test_a_run_keeps_the_template_that_it_was_trained_with(
 
 def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> None:
     """Of a conversation too, which takes nothing else over that a recipe says."""
-    (here / "own" / "recipes").mkdir(parents=True)
+    (here / "own" / "recipe").mkdir(parents=True)
     recipe = "# @package _global_\nmodel:\n  template: alpaca\ndata:\n  max_samples: 31\n"
-    (here / "own" / "recipes" / "mine.yaml").write_text(recipe)
+    (here / "own" / "recipe" / "mine.yaml").write_text(recipe)
     execute("--config-dir", "own", "recipe=mine", "method=lora", *(word for word in SHORT if "samples" not in word))
     line, side = asked.Line(("tracking=none",), None), asked.Side("x", "run")
     plan = to_write("chat", compose.parse([]), line, side)[0]

@@ -16,7 +16,7 @@ from conftest import compiled, refusals
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from factory.config import compose, groups, settings, suggest
-from factory.config.compose import sweeps, unread
+from factory.config import sweeps
 from factory.config.refusal import UserError
 from factory.plan.plan import to_yaml
 
@@ -119,7 +119,7 @@ def test_what_people_type_is_refused_with_what_they_meant(
     (here / "outputs" / "a").mkdir(parents=True)
     (here / "conf" / "data").mkdir(parents=True)
     (here / "conf" / "method").mkdir()
-    (here / "conf" / "recipes").mkdir()
+    (here / "conf" / "recipe").mkdir()
     for name in ("rows.jsonl", "norms.py", "conf/data/shop.yaml", "conf/method/mine.yaml", "conf/recipes/weekly.yaml"):
         (here / name).write_text("{}")
     said = command(*words)
@@ -263,7 +263,7 @@ def test_an_unknown_key_is_refused_in_a_plan_file(command: Command, here: Path) 
 @pytest.mark.parametrize("group", [*groups.GROUPS, "recipe"])
 @pytest.mark.parametrize("value", ["nope", "null"])
 def test_an_unknown_option_is_refused_with_the_known(group: str, value: str) -> None:
-    known = groups.recipes() if group == "recipe" else groups.options(group)
+    known = groups.options("recipe") if group == "recipe" else groups.options(group)
     (refusal,) = refusals(f"{group}={value}", training=False)
     assert (refusal.rule, refusal.setting) == ("unknown-option", f"{group}={value}")
     assert refusal.because.endswith(groups.listed(known))
@@ -395,8 +395,8 @@ def test_a_key_of_hydras_that_says_what_is_so_anyway_is_taken(here: Path) -> Non
 
 def test_a_file_does_not_move_a_sweeps_jobs(command: Command, here: Path) -> None:
     """They would note how they ended in a folder that is not there."""
-    (here / "own" / "recipes").mkdir(parents=True)
-    (here / "own" / "recipes" / "moved.yaml").write_text("# @package _global_\nhydra: {job: {chdir: true}}\n")
+    (here / "own" / "recipe").mkdir(parents=True)
+    (here / "own" / "recipe" / "moved.yaml").write_text("# @package _global_\nhydra: {job: {chdir: true}}\n")
     said = command("plan", "-m", "--config-dir", "own", "recipe=moved", "seed=1,2")
     assert (said.code, said.rules) == (2, ["hydra-unread"])
 
@@ -610,11 +610,11 @@ def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "text", "word", "rule"),
     [
-        ("recipes/own.yaml", "stage: {max_steps: 2}", "recipe=own", "recipe-package"),
-        ("recipes/own.yaml", "\ufeff# @package _global_\nseed: 3", "recipe=own", "recipe-package"),
+        ("recipe/own.yaml", "stage: {max_steps: 2}", "recipe=own", "recipe-package"),
+        ("recipe/own.yaml", "\ufeff# @package _global_\nseed: 3", "recipe=own", "recipe-package"),
         ("method/lora.yaml", "defaults: [lora]\nrank: 4", "method=lora", "defaults-circle"),
         (
-            "recipes/own.yaml",
+            "recipe/own.yaml",
             "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}",
             "recipe=own",
             "launcher-without-multirun",
@@ -633,7 +633,7 @@ def test_a_file_that_hydra_takes_otherwise_than_it_reads_is_refused(
 def test_an_option_in_a_folder_of_a_group_is_not_said_to_be_where_it_was_looked_for(
     command: Command, here: Path
 ) -> None:
-    said = command("plan", "--config-dir", _option(here / "own", "recipes/deep/x.yaml", "seed: 3"), "recipe=deep/x")
+    said = command("plan", "--config-dir", _option(here / "own", "recipe/deep/x.yaml", "seed: 3"), "recipe=deep/x")
     assert said.rules == ["unknown-option"] and "--config-dir" not in said.err
 
 
@@ -713,8 +713,8 @@ def test_a_user_error_reads_as_its_blocks() -> None:
     ],
 )
 def test_a_config_names_nothing_to_be_called(hydra: str, here: Path) -> None:
-    (here / "own" / "recipes").mkdir(parents=True)
-    (here / "own" / "recipes" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {hydra}\n")
+    (here / "own" / "recipe").mkdir(parents=True)
+    (here / "own" / "recipe" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {hydra}\n")
     with pytest.raises(UserError) as error:
         compose.compose(compose.parse(["--config-dir", str(here / "own"), "recipe=mine"]))
     assert [each.rule for each in error.value.refusals] == ["config-calls"]
@@ -853,8 +853,8 @@ def test_recipes_are_found_where_factory_lies_in_a_folder_of_any_name(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = here / "it's my Projekte ü~1, [a]"
-    (place / "recipes").mkdir(parents=True)
-    (place / "recipes" / "smoke.yaml").write_text("# @package _global_\nseed: 7\n")
+    (place / "recipe").mkdir(parents=True)
+    (place / "recipe" / "smoke.yaml").write_text("# @package _global_\nseed: 7\n")
     monkeypatch.setattr(compose, "ROOT", place)
     line = compose.parse(["recipe=smoke"])
     assert compose.compose(line).tree["seed"] == compose.compose_alone(line).tree["seed"] == 7

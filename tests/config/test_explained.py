@@ -104,7 +104,7 @@ def test_help_lists_every_option_recipe_and_verb(command: Any) -> None:
     said = command("--help")
     assert said.code == 0
     words = set(re.findall(r"[\w.]+", said.out))
-    listed = {option for group, option in OPTIONS if group != "model"} | set(groups.recipes())
+    listed = {option for group, option in OPTIONS if group != "model"} | set(groups.options("recipe"))
     assert listed | {"train", "plan", "resume", "explain", "models"} <= words
 
 

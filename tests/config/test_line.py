@@ -99,8 +99,8 @@ def test_a_saved_file_composes_to_the_same(overrides: line.Overrides, tmp_path: 
     text = file.written(overrides, tree)
     assert compose.compose(compose.CommandLine(overrides=file.read(text))).tree == tree
     if not any(text.startswith("recipe=") for text in overrides):  # it is a recipe itself, where one looks for them
-        (tmp_path / "recipes").mkdir()
-        (tmp_path / "recipes" / "mine.yaml").write_text(text, encoding="utf-8")
+        (tmp_path / "recipe").mkdir()
+        (tmp_path / "recipe" / "mine.yaml").write_text(text, encoding="utf-8")
         by_name = compose.CommandLine(overrides=("recipe=mine",), config_dirs=(str(tmp_path),))
         assert compose.compose(by_name).tree == tree
 

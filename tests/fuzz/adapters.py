@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import tiny
-from conftest import COMPOSED
+from conftest import composed as composed_of
 
 from factory import cli, own_base
 from factory.plan.inspect import walked
@@ -59,7 +59,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         at += size
 
     words = (f"model.path={model}", f"model.adapter={adapter}", "hardware=cpu", "tracking=none")
-    composed = COMPOSED((*words, "method.target_modules=[q_proj,v_proj]"))
+    composed = composed_of((*words, "method.target_modules=[q_proj,v_proj]"))
 
     def case(chance: random.Random) -> str:
         what = chance.randrange(5)

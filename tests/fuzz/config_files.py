@@ -27,7 +27,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     own = folder / "own"
     seeds = {
-        "recipes/mine.yaml": (groups.ROOT / "recipes" / "sft_chat.yaml").read_bytes(),
+        "recipe/mine.yaml": (groups.ROOT / "recipe" / "sft_chat.yaml").read_bytes(),
         "method/mine.yaml": (groups.CONF / "method" / "qlora.yaml").read_bytes(),
         "stage/mine.yaml": (groups.CONF / "stage" / "dpo.yaml").read_bytes(),
         "data/mine.yaml": (groups.CONF / "data" / "file.yaml").read_bytes(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import tiny
-from conftest import COMPOSED
+from conftest import composed as composed_of
 from families import DENSE, SMALL, TOKENS
 
 from factory import cli
@@ -39,7 +39,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
     setup = json.loads(seeds["tokenizer_config.json"])
 
     words = (f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
-    composed, longer = COMPOSED(words), COMPOSED((*words, "model.new_tokens=[a]"))
+    composed, longer = composed_of(words), composed_of((*words, "model.new_tokens=[a]"))
 
     def written(name: str, content: bytes) -> None:
         (model / name).write_bytes(content)

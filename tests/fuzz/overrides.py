@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from conftest import COMPOSED
+from conftest import composed as composed_of
 
 from factory import cli
 from factory.config import compose, groups, settings
@@ -33,7 +33,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         line = compose.parse(words)
         if line.hydra_flags or line.multirun:
             return "another's"
-        composed = compose.compose(line) if line.config_dirs else COMPOSED(line.overrides)
+        composed = compose.compose(line) if line.config_dirs else composed_of(line.overrides)
         made = cli._compiled(composed, training=chance.random() < 0.5)
         to_yaml(made)
         return "planned"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from conftest import COMPOSED
+from conftest import composed as composed_of
 
 from factory import cli
 from factory.config.imported import llamafactory
@@ -66,7 +66,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         if chance.random() < 0.98:  # Hydra takes a third of a second
             return "translated"
         if said.verb == "train":
-            cli._compiled(COMPOSED(said.as_overrides()), training=False)
+            cli._compiled(composed_of(said.as_overrides()), training=False)
         else:
             use.foreseen(said.verb, said.as_overrides())
         return "planned"

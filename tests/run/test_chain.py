@@ -42,8 +42,8 @@ def line(here: Path) -> Line:
     """The command line of a recipe of this text."""
 
     def line(text: str, *overrides: str) -> compose.CommandLine:
-        (here / "own" / "recipes").mkdir(parents=True, exist_ok=True)
-        (here / "own" / "recipes" / "mine.yaml").write_text(text)
+        (here / "own" / "recipe").mkdir(parents=True, exist_ok=True)
+        (here / "own" / "recipe" / "mine.yaml").write_text(text)
         return compose.CommandLine(overrides=("recipe=mine", *overrides), config_dirs=("own",))
 
     return line
@@ -425,7 +425,7 @@ NEVER = {
 }
 
 
-@pytest.mark.parametrize("name", groups.recipes())
+@pytest.mark.parametrize("name", groups.options("recipe"))
 def test_every_recipe_can_be_planned_without_a_network(name: str) -> None:
     """Each run has a plan, those that read another as far as it is known."""
     line = compose.parse([f"recipe={name}"])

@@ -19,7 +19,7 @@ from forbidden import forbid
 
 from factory.compare.found import of_folder
 from factory.config import compose
-from factory.config.compose import sweeps as handed_out
+from factory.config import sweeps as handed_out
 from factory.config.refusal import UserError, refuse
 from factory.config.settings import Sweep
 from factory.config.words import program

@@ -14,7 +14,7 @@ import side_by_side
 import yaml
 
 from factory.config import compose, groups
-from factory.config.compose import sweeps
+from factory.config import sweeps
 from factory.config.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.sweep import _value
@@ -68,9 +68,9 @@ def test_what_no_sweep_can_be_made_of_is_refused(
 
 
 def test_values_that_a_file_shuffles_are_refused(here: Path) -> None:
-    (here / "mine" / "recipes").mkdir(parents=True)
+    (here / "mine" / "recipe").mkdir(parents=True)
     text = "# @package _global_\nhydra: {sweeper: {params: {seed: 'shuffle(1,2)'}}}\n"
-    (here / "mine" / "recipes" / "mixed.yaml").write_text(text)
+    (here / "mine" / "recipe" / "mixed.yaml").write_text(text)
     with pytest.raises(UserError, match=r"\[jobs-shuffled\] seed=shuffle\(1,2\)"):
         split("--config-dir", "mine", "recipe=mixed")
 
