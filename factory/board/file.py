@@ -1,4 +1,4 @@
-"""A form's state as a YAML file: a recipe of one run, as it may lie in conf/recipe/ or in a --config-dir."""
+"""A form's state as a YAML file: a recipe of one run, as it may lie in DIR/recipe/ of a --config-dir."""
 
 from functools import partial
 from typing import Any

@@ -252,6 +252,7 @@ def parsed(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    override: Any = None
     try:
         override = OverridesParser.create().parse_override(text)
         detail = "" if override.key_or_group else "there is no key before the ="
@@ -341,8 +342,9 @@ def _unknown(config: Any, overrides: dict[str, Any]) -> Iterator[Refusal]:
     forced = copy.deepcopy(config)
     for override in overrides.values():
         OmegaConf.update(forced, override.key_or_group, override.value(), merge=True, force_add=True)
+    tree: Any = OmegaConf.to_container(OmegaConf.masked_copy(forced, [*set(forced) - {"hydra"}]), resolve=True)
     try:
-        validate(OmegaConf.to_container(OmegaConf.masked_copy(forced, [*set(forced) - {"hydra"}]), resolve=True))
+        validate(tree)
         found: tuple[Refusal, ...] = ()
     except UserError as error:
         found = error.refusals

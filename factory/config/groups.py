@@ -1,8 +1,6 @@
 """Groups of options, and recipes: where they lie, and their names."""
 
-import re
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from factory.config.refusal import Refusal, refusal, refuse
 _HERE = Path(__file__).resolve().parents[1]
 # in a wheel, conf/ lies inside the package; in a checkout, beside it
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
-GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "recipe"))
+GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
 _SHOWN = 60  # options that are listed by name
 
 
@@ -62,16 +60,13 @@ def packaged(group: str, name: str) -> tables.Option:
     """A packaged option: a row of a table, or a file, whose first comment says what it is."""
     if (row := tables.options(group).get(name)) is not None:
         return row
-    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
-    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
-    about = " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("# @package"))
-    package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
-    return tables.Option(about=about, config=yaml_of(text.encode()) or {}, package=package and package[1])
+    return tables.of_file(CONF / group / f"{name}.yaml")
 
 
 def runs_of(recipe: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """Return what the file of a recipe of several runs holds; None of any other. Raises UserError."""
-    files = (folder / "recipe" / f"{recipe}.yaml" for folder in folders(config_dirs))
+    own = (folder / "recipe" for folder in folders(config_dirs)[:-1])
+    files = (folder / f"{recipe}.yaml" for folder in (*own, tables.RECIPES))
     file = next((file for file in files if file.is_file()), None)
     if file is None or b"runs" not in (content := file.read_bytes()):
         return None

@@ -1,13 +1,21 @@
-"""The packaged models and data sets as options of Hydra's groups `model` and `data`: a row each, and no file."""
+"""The packaged models, data sets and recipes as options of Hydra's groups `model`, `data` and `recipe`.
 
+A model or a data set is a row of a table; a recipe is a file in recipes/.
+"""
+
+import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from factory.config.parsed import yaml_of
 
 _HERE = Path(__file__).parent
+_PACKAGE = _HERE.parent
+# in a wheel, recipes/ lies inside the package; in a checkout, beside it
+RECIPES = next(path for path in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if path.is_dir())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,19 @@ class Option:
 def options(group: str) -> dict[str, Option]:
     """The rows of a group by name; empty for a group that has only files. Families begin with `_`."""
     return dict(_TABLES[group]()) if group in _TABLES else {}
+
+
+def of_file(file: Path) -> Option:
+    """Return the option that a file holds; its first comment says what it is."""
+    text = file.read_text(encoding="utf-8")
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    about = " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("# @package"))
+    package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
+    return Option(about=about, config=yaml_of(text.encode()) or {}, package=package and package[1])
+
+
+def _recipes() -> dict[str, Option]:
+    return {file.stem: of_file(file) for file in sorted(RECIPES.glob("*.yaml"))}
 
 
 def _models() -> dict[str, Option]:
@@ -50,4 +71,4 @@ def _option(row: dict[str, Any], base: str, package: str | None = None) -> Optio
     return Option(about=row.pop("about"), config={"defaults": [base], **row}, package=package)
 
 
-_TABLES = {"model": _models, "data": _sets}
+_TABLES = {"model": _models, "data": _sets, "recipe": _recipes}

@@ -22,8 +22,9 @@ from factory.plan.rule import Broken, Case, rule
     fix="set compute.attention=auto",
 )
 def attention(case: Case) -> str | Broken | None:
-    name, engine, found = case.settings.compute.attention, case.settings.engine.name, choices.capability(case)
-    if case.settings.verb in choices.WRITES and engine == "transformers" and name not in writing.MASKED:
+    name, found = case.settings.compute.attention, choices.capability(case)
+    engine = case.settings.engine.name if case.settings.verb in choices.WRITES else None
+    if engine == "transformers" and name not in writing.MASKED:
         reason = "answers of different length are written side by side under a mask, and this kernel takes none"
         fix = "compute.attention=auto, sdpa or eager; or engine=vllm, which has kernels of its own"
         return Broken(message=f"engine={engine} does not write with it", reason=reason, fix=fix)

@@ -106,9 +106,10 @@ def _of_case(case: Case) -> Iterator[Needs]:
         yield "stage.reward", text, packages, f"pip install {' '.join(packages)}"
     if settings.verb not in choices.WRITES:
         yield from _of_tool(settings.tracking.tool)
-    written = export.QUANTIZED.get(settings.export.quantization or "")
-    if settings.verb == "export" and written is not None and written.package is not None:
-        yield "export.quantization", settings.export.quantization or "", (written.package,), install(written.package)
+    quantization = settings.export.quantization if settings.verb == "export" else None
+    written = export.QUANTIZED.get(quantization or "")
+    if written is not None and written.package is not None:
+        yield "export.quantization", quantization or "", (written.package,), install(written.package)
 
 
 def _of_tool(name: str) -> Iterator[Needs]:

@@ -15,8 +15,7 @@ import yaml
 from conftest import compiled, refusals
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from factory.config import compose, groups, settings, suggest
-from factory.config import sweeps
+from factory.config import compose, groups, settings, suggest, sweeps
 from factory.config.refusal import UserError
 from factory.plan.plan import to_yaml
 
@@ -120,7 +119,7 @@ def test_what_people_type_is_refused_with_what_they_meant(
     (here / "conf" / "data").mkdir(parents=True)
     (here / "conf" / "method").mkdir()
     (here / "conf" / "recipe").mkdir()
-    for name in ("rows.jsonl", "norms.py", "conf/data/shop.yaml", "conf/method/mine.yaml", "conf/recipes/weekly.yaml"):
+    for name in ("rows.jsonl", "norms.py", "conf/data/shop.yaml", "conf/method/mine.yaml", "conf/recipe/weekly.yaml"):
         (here / name).write_text("{}")
     said = command(*words)
     assert said.code == 2
@@ -365,11 +364,6 @@ def test_a_mistake_is_refused_and_not_a_traceback(argument: str, rule: str, comm
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (("-m", "seed=1,2", "hydra.run.dir=x"), "hydra-unread"),
-        (("-m", "seed=1,2", "hydra.job.chdir=true"), "hydra-unread"),
-        (("-m", "seed=1,2", "seed=3"), "swept-again"),
-        (("-m", "method.rank=2,4", "++method.rank=8,16"), "swept-again"),
-        (("recipe=rlhf", "hydra.sweep.subdir=x"), "hydra-unread"),
         (("recipe=rlhf", "hydra.run.dir=x"), "recipe-folder"),
         (("stage=nope", "--cfg", "job"), "unknown-option"),  # Hydra would show the config without it
         (("seed=1,2", "--cfg", "job"), "several-values"),
@@ -386,19 +380,6 @@ def test_what_hydra_would_leave_aside_is_refused(
     said = command("plan", *words)
     assert (said.code, said.rules, said.out) == (2, [rule], "")
     assert re.fullmatch(BLOCK, said.err), said.err
-
-
-def test_a_key_of_hydras_that_says_what_is_so_anyway_is_taken(here: Path) -> None:
-    assert not list(unread.of_one(("hydra.output_subdir=null", "hydra.job.chdir=false", "hydra.run.dir=x")))
-    assert not list(unread.of_a_sweep(("hydra.sweep.dir=x", "hydra/launcher=joblib", "hydra.verbose=true")))
-
-
-def test_a_file_does_not_move_a_sweeps_jobs(command: Command, here: Path) -> None:
-    """They would note how they ended in a folder that is not there."""
-    (here / "own" / "recipe").mkdir(parents=True)
-    (here / "own" / "recipe" / "moved.yaml").write_text("# @package _global_\nhydra: {job: {chdir: true}}\n")
-    said = command("plan", "-m", "--config-dir", "own", "recipe=moved", "seed=1,2")
-    assert (said.code, said.rules) == (2, ["hydra-unread"])
 
 
 @pytest.mark.parametrize(

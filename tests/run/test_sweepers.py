@@ -13,8 +13,7 @@ import pytest
 import side_by_side
 import yaml
 
-from factory.config import compose, groups
-from factory.config import sweeps
+from factory.config import compose, groups, sweeps
 from factory.config.refusal import UserError
 from factory.run.folder import RunFolder
 from factory.run.sweep import _value
