@@ -72,7 +72,7 @@ def test_a_setting_is_read_as_it_stands(file: Path) -> None:
         if not _SETTING.match(code):
             continue
         for word in filter(_SETTING.match, shlex.split(code)):
-            problems = compose.prepared(compose.parse([word])).problems
+            problems = compose.checked(compose.parse([word]))[1]
             assert "syntax" not in {problem.rule for problem in problems}, code
 
 

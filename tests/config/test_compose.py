@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import compiled, refusals
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from factory.config import compose, groups, settings, suggest, sweeps
 from factory.config.refusal import UserError
@@ -276,14 +275,10 @@ def test_two_options_where_one_is_chosen_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["data=[alpaca,alpaca]", "data=[alpaca,demo,alpaca]", "data=[demo],[alpaca,alpaca]"])
 def test_a_set_that_is_named_twice_is_refused(text: str) -> None:
-    (found,) = compose.prepared(compose.parse(["-m", text])).problems
+    (found,) = compose.checked(compose.parse(["-m", text]))[1]
     assert (found.rule, found.setting) == ("option-twice", "data=alpaca")
     assert "data.sources.alpaca.weight=2" in found.fix
-    assert not compose.prepared(compose.parse(["-m", "data=demo,[alpaca,demo],demo"])).problems
-
-
-def test_a_sweep_may_take_the_place_of_one_value() -> None:
-    assert not compose.prepared(compose.parse(["-m", "seed=3", "seed=1,2"])).problems
+    assert not compose.checked(compose.parse(["-m", "data=demo,[alpaca,demo],demo"]))[1]
 
 
 def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
@@ -335,8 +330,6 @@ def test_what_is_said_of_a_set_that_is_not_selected_is_refused() -> None:
         ("hydra.verbose=true", "launcher-without-multirun"),
         ("hydra.sweep.dir=x", "launcher-without-multirun"),
         ("hydra/job_logging=default", "launcher-without-multirun"),
-        ("hydra.job.chdir=true", "hydra-unread"),
-        ("++hydra.mode=MULTIRUN", "hydra-unread"),
         ("hydra/launcher=basic", "launcher-without-multirun"),
         ("hydra/sweeper=basic", "launcher-without-multirun"),
         ("method.parts.vision=true", "bad-value"),  # a list's
@@ -449,54 +442,6 @@ def test_a_recipe_is_composed_and_overridden(text: str) -> None:
     assert (plan.steps.align.max_samples, plan.steps.evaluate.samples) == (40, 0)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ("method.rank=16", "stage.batch_size=2", "compute.activation_checkpointing=selective"),
-        ("data.sources.demo.tags.role_tag=speaker", "++method.quantization.bits=4", "+seed=3"),
-        ("method=qlora", "method.learning_rate=1e-3"),
-        ("method.rank=${method.alpha}", "method.alpha=32"),
-        ("tracking.uri='sqlite:///a b.db'", "model.revision=null"),
-        ("method.target_modules=[q_proj]", "method.rank=4"),
-        ("export.dir=x", "seed=3", "serve.adapters={a:b}", "chat.compare=[one]"),
-        ("method.quantization={bits:4}", "method.quantization.bits=8", "method.target_modules=[a,'b c']"),
-    ],
-)
-def test_lines_that_differ_at_their_ends_are_composed_as_each_alone(changes: tuple[str, ...], here: Path) -> None:
-    """`stage.learning_rate` follows `method.learning_rate`, however late that is set."""
-    base = ("stage=dpo", "data.max_length=128", "hydra.run.dir=run")
-    compose_anew = compose.Recomposer(())
-    compose_anew((*base, "method.rank=2", "method.alpha=1"))  # what one line sets, the next must not see
-    assert compose_anew((*base, *changes)) == compose.compose_alone(compose.parse([*base, *changes]))
-
-
-def test_lists_and_broken_words_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    composed: list[object] = []
-    real = compose.config_of
-    monkeypatch.setattr(compose, "config_of", lambda *given: composed.append(given) or real(*given))
-    compose_anew = compose.Recomposer(())
-    for word in (
-        "method.target_modules=[q_proj]",
-        "method.target_modules=[v_proj]",
-        "method.rank=[1",
-        "method=nowhere",
-    ):
-        compose_anew((word,))
-    assert len(composed) == 1
-
-
-@pytest.mark.parametrize("wrong", ["method=nowhere", "method.rank=${nowhere}", "method.rank=[1", "=3"])
-def test_lines_that_cannot_be_composed_are_refused_as_each_alone(wrong: str, here: Path) -> None:
-    def told(composing: Callable[[], compose.Composed]) -> str:
-        try:
-            return "\n".join(map(str, composing().problems))
-        except UserError as error:
-            return str(error)
-
-    alone = told(lambda: compose.compose_alone(compose.parse(["stage=dpo", wrong])))
-    assert alone and told(lambda: compose.Recomposer(())(("stage=dpo", wrong))) == alone
-
-
 def test_a_plus_on_a_key_that_exists_changes_nothing() -> None:
     digests = {compiled(f"{plus}method.rank=4", training=False).digest() for plus in ("", "+", "++")}
     assert len(digests) == 1
@@ -527,7 +472,7 @@ def test_flags_are_taken_from_the_overrides(argv: list[str], read: dict[str, Any
     [
         (("--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
         (("plan", "--cfg", "job", "method.rank=4"), r"^  rank: 4$"),
-        (("train", "--info", "searchpath"), re.escape(str(groups.ROOT))),
+        (("train", "--info", "searchpath"), re.escape(str(groups.CONF))),
         (("--info", "method.rank=4"), r"^Config search path$"),
     ],
     ids=str,
@@ -577,7 +522,7 @@ def test_an_option_of_ones_own_stands_for_a_packaged_one(here: Path) -> None:
 
     def ranks(*overrides: str) -> list[int]:
         line = compose.parse([*own, "-m", *overrides])
-        found = sweeps.jobs(line, compose.prepared(line), "x")
+        found = sweeps.jobs(line, "x")
         assert isinstance(found, list)
         return [job.tree["method"]["rank"] for job in found]
 
@@ -724,12 +669,10 @@ def test_a_file_that_is_no_config_is_refused(content: bytes, here: Path) -> None
 
 
 def test_the_quotes_that_are_advised_are_read() -> None:
-    (problem,) = compose.prepared(compose.parse(["model.new_tokens=[<tool>]"])).problems
+    (problem,) = compose.checked(compose.parse(["model.new_tokens=[<tool>]"]))[1]
     advised = [text for text in shlex.split(problem.fix) if text.startswith("key=")]
     assert len(advised) == 2
-    assert not compose.prepared(
-        compose.parse([text.strip(",").replace("key=", "tags.a=") for text in advised])
-    ).problems
+    assert not compose.checked(compose.parse([text.strip(",").replace("key=", "tags.a=") for text in advised]))[1]
 
 
 @pytest.mark.parametrize(
@@ -828,20 +771,6 @@ def test_a_board_is_opened_with_its_own_keys(command: Command, opened: list[Any]
     assert command("board", "board.port=0", "board.password='correct,horse'", "board.folders=[.]").code == 0
     ((board,),) = [opened]
     assert (board.port, board.password, board.folders) == (0, "correct,horse", (".",))
-
-
-def test_recipes_are_found_where_factory_lies_in_a_folder_of_any_name(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = here / "it's my Projekte ü~1, [a]"
-    (place / "recipe").mkdir(parents=True)
-    (place / "recipe" / "smoke.yaml").write_text("# @package _global_\nseed: 7\n")
-    monkeypatch.setattr(compose, "ROOT", place)
-    line = compose.parse(["recipe=smoke"])
-    assert compose.compose(line).tree["seed"] == compose.compose_alone(line).tree["seed"] == 7
-    own = compose.parse(["recipe=smoke", "hydra.searchpath=['file:///an own (2)',pkg://own]"])
-    read = OverridesParser.create().parse_override(compose.prepared(own).overrides[-1])
-    assert read.value() == [f"file://{place}", "file:///an own (2)", "pkg://own"]
 
 
 def test_a_search_path_that_is_none_is_refused(command: Command) -> None:

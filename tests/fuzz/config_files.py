@@ -9,7 +9,7 @@ import yaml
 
 from factory import cli
 from factory.board import file
-from factory.config import compose, groups
+from factory.config import compose, groups, tables
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
 _PIECES = [
@@ -27,7 +27,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     own = folder / "own"
     seeds = {
-        "recipe/mine.yaml": (groups.ROOT / "recipe" / "sft_chat.yaml").read_bytes(),
+        "recipe/mine.yaml": (tables.RECIPES / "sft_chat.yaml").read_bytes(),
         "method/mine.yaml": (groups.CONF / "method" / "qlora.yaml").read_bytes(),
         "stage/mine.yaml": (groups.CONF / "stage" / "dpo.yaml").read_bytes(),
         "data/mine.yaml": (groups.CONF / "data" / "file.yaml").read_bytes(),

@@ -104,7 +104,7 @@ def test_a_missing_package_is_named_with_its_extra(folders: dict[str, Path], her
                 for each in refused(On(f"{EIGHT} {quantizer(name)}", without=made.packages), folders)
                 if each.rule == "package-missing"
             )
-            assert f"pip install -e '{groups.ROOT}[{made.extra}]'" in found.fix
+            assert f"pip install -e '{groups.CONF.parent}[{made.extra}]'" in found.fix
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for made in QUANTIZERS.values():

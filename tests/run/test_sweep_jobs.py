@@ -465,7 +465,7 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
     """In number, order, overrides and folders."""
     subdir = "hydra.sweep.subdir='${hydra.job.override_dirname}'"
     line = compose.parse(["-m", "method=lora,full", subdir, "seed=range(1,3)"])
-    found = handed_out.jobs(line, compose.prepared(line), "x")
+    found = handed_out.jobs(line, "x")
     assert isinstance(found, list)
     assert [job.overrides for job in found] == [
         (f"method={method}", f"seed={seed}") for method in ("lora", "full") for seed in (1, 2)
@@ -476,7 +476,7 @@ def test_jobs_are_those_that_hydra_hands_out(here: Path) -> None:
 
 def test_a_jobs_number_is_a_value_as_with_hydra(here: Path) -> None:
     line = compose.parse(["-m", "seed=${hydra:job.num}", "method=lora,full"])
-    found = handed_out.jobs(line, compose.prepared(line), handed_out.sweep_folder(line, compose.prepared(line))[0])
+    found = handed_out.jobs(line, handed_out.sweep_folder(line)[0])
     assert isinstance(found, list) and [job.tree["seed"] for job in found] == [0, 1]
 
 
@@ -524,7 +524,7 @@ def test_where_no_job_was_started_nothing_is_lost(here: Path, monkeypatch: pytes
 def test_a_sweep_of_the_same_second_goes_beside_the_other(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(train, "_of_jobs", lambda *_: Runs().verbs)
-    name, common = handed_out.sweep_folder(LINE, compose.prepared(LINE))
+    name, common = handed_out.sweep_folder(LINE)
     monkeypatch.setattr(handed_out, "sweep_folder", lambda *_: (name, common))
     assert [train._sweep(LINE), train._sweep(LINE)] == [0, 0]
     assert (SweepFolder(name).table.is_file(), SweepFolder(f"{name}-2").table.is_file()) == (True, True)

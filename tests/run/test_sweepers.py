@@ -26,7 +26,7 @@ OTHER = ("hydra.sweeper._target_=hydra_plugins.other.Sweeper", "+hydra.sweeper.s
 
 def split(*overrides: str) -> Any:
     line = compose.parse(["-m", *overrides])
-    return sweeps.jobs(line, compose.prepared(line), "x")
+    return sweeps.jobs(line, "x")
 
 
 def test_a_glob_is_the_options_that_a_person_sees(here: Path) -> None:
