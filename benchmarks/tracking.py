@@ -79,7 +79,7 @@ def main() -> None:
     left_out = tracking._EVERY + 2
     with tempfile.TemporaryDirectory() as place:
         base = compiled(compose.compose(compose.parse(["hardware=cpu"])), training=False)
-        on = replace(base.tracking, tool="mlflow", uri=f"sqlite:///{place}/mlflow.db")
+        on = replace(base.settings.tracking, tool="mlflow", uri=f"sqlite:///{place}/mlflow.db")
         found, waits, share = measured(replace(base, tracking=on), RunFolder(f"{place}/run"), asked, left_out)
     for number, (products, wait) in enumerate(zip(found, waits, strict=True)):
         sent = "sent" if number % 4 in (0, 3) else "not "
@@ -122,7 +122,7 @@ def measured(
     assert child.stdout is not None
     told = json.loads(child.stdout.read())
     tracker.finish(None)
-    sent, unsent = counts(of(plan.tracking, folder), folder)
+    sent, unsent = counts(of(plan.settings.tracking, folder), folder)
     assert (sent, unsent) == (told["written"][0] + 2, 0), (sent, unsent, told["written"])
     share = (after.user - before.user + after.system - before.system) / (seconds / 2)
     return told["products"], told["waits"], share

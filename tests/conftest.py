@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # before torch is imported anywhere: two processes that spin for each other's cores are ten times as slow
@@ -25,6 +26,7 @@ from commands import Command
 from factory import cli
 from factory.config import compose
 from factory.config.refusal import Refusal, UserError
+from factory.config.settings import Stage
 from factory.plan.inspect import machine as look
 from factory.plan.plan import Plan, Ranks, Train, to_yaml
 from factory.run.folder import RunFolder, last_logged
@@ -243,11 +245,10 @@ def execute(here: Path, tiny_model: Path) -> Callable[..., Done]:
     return execute
 
 
-def planned_train(**changes: Any) -> Train:
-    values: dict[str, Any] = {
-        "stage": "sft",
-        "own": {},
-        "reference": None,
+def planned_train(**changes: Any) -> Any:
+    """What of a plan an optimizer and the watch over updates read: settings of the stage, and what `train` resolved."""
+    stage: dict[str, Any] = {
+        "name": "sft",
         "learning_rate": 1e-2,
         "num_epochs": 1.0,
         "max_steps": None,
@@ -270,24 +271,18 @@ def planned_train(**changes: Any) -> Train:
         "spike_factor": None,
         "spike_norm": None,
         "max_skipped_updates": 10,
-        "autocast": None,
-        "threads": 1,
-        "ranks": Ranks(
-            strategy="none",
-            processes=1,
-            nodes=1,
-            offload=False,
-            timeout=600,
-            sharded_loading=False,
-            configuration={},
-            by_node=("node 0: rank 0",),
-        ),
+        "resume": None,
     }
-    return Train(**{**values, **changes})
+    ranks = Ranks(sharded_loading=False, configuration={}, by_node=("node 0: rank 0",))
+    own = {name: changes[name] for name in changes if name not in stage}
+    train = Train(**{"own": {}, "reference": None, "autocast": None, "threads": 1, "ranks": ranks, **own})
+    said = Stage(**{name: changes.get(name, value) for name, value in stage.items()})
+    hardware = SimpleNamespace(strategy="none", num_processes=1)
+    return SimpleNamespace(settings=SimpleNamespace(stage=said, hardware=hardware), steps=SimpleNamespace(train=train))
 
 
 @pytest.fixture
-def train_plan() -> Callable[..., Train]:
+def train_plan() -> Callable[..., Any]:
     return planned_train
 
 

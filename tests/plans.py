@@ -12,9 +12,9 @@ from typing import Any
 import pretended
 
 from factory.config.refusal import UserError
-from factory.config.values import plain, to_tree
+from factory.config.values import plain
 from factory.plan.diff import flat
-from factory.plan.plan import Plan
+from factory.plan.plan import Plan, tree_of
 
 GOLDEN = Path(__file__).parent / "golden" / "plans"
 _LEFT_OUT = re.compile(
@@ -119,7 +119,7 @@ def _lines(made: Plan, default: dict[str, str]) -> list[str]:
 
 
 def _values(made: Plan) -> dict[str, str]:
-    tree = dict(flat(to_tree(made)))
+    tree = dict(flat(tree_of(made)))
     return {key: _shown(key, value) for key, value in tree.items() if not _LEFT_OUT.match(key)}
 
 

@@ -69,7 +69,7 @@ def alone(folder: Path, plan: Plan, resume: bool = False) -> Left:
     where.plan.write_text(to_yaml(plan))
     start = where.checkpoint() if resume else None
     run = Run(plan=plan, folder=where, resume_from=start)
-    run.world.join("cpu", plan.steps.train.ranks)
+    run.world.join("cpu", plan.settings.hardware)
     try:
         result = walk(run)
     finally:

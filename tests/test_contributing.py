@@ -34,8 +34,8 @@ def test_each_way_is_shown_with_its_file() -> None:
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_is_a_plan(words: list[str], written: Path) -> None:
     made = compiled(*(word for word in words if word != "plan"), training=False)
-    options, steps = made.options, made.steps
-    assert ("--config-dir" in words) or bool(made.own) or "lengths:brevity" in steps.evaluate.metrics
+    options = made.options
+    assert ("--config-dir" in words) or bool(made.own) or "lengths:brevity" in made.settings.evaluate.metrics
     if "--config-dir" in words:
         group, _, name = words[-1].partition("=")
         assert options[group] == name if group != "recipe" else options["method"] == "dora"

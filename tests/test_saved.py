@@ -148,11 +148,11 @@ def test_an_adapter_alone_has_the_template_that_it_was_trained_with(execute: Exe
     done = execute("method=lora", *SHORT, "model.template=vicuna", "stage.max_steps=1")
     shutil.copytree(done.run.folder.model, "alone")
     alone = evaluated("run=alone", *HERE).plan
-    read = read_tokenizer(alone.steps.load.path, None, False, alone.steps.pack.template)
+    read = read_tokenizer(alone.steps.load.path, None, False, alone.settings.model.template)
     assert read.chat_template == templates.read("vicuna") != tiny.tokenizer().chat_template
-    assert evaluated("run=alone", "model.template=chatml", *HERE).plan.steps.pack.template == "chatml"
+    assert evaluated("run=alone", "model.template=chatml", *HERE).plan.settings.model.template == "chatml"
     Path("alone/chat_template.jinja").unlink()
-    assert evaluated("run=alone", *HERE).plan.steps.pack.template == "auto"
+    assert evaluated("run=alone", *HERE).plan.settings.model.template == "auto"
 
 
 def test_an_adapter_alone_names_the_revision_of_its_base(here: Path, tiny_model: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_run_is_measured_on_other_rows_and_by_its_id(execute: Execute) -> None
     Path("run/tracking.json").write_text(json.dumps({"run_id": run.info.run_id}))
     words = (f"run={run.info.run_id}", "tracking.uri=sqlite:///mlflow.db")
     plan = evaluated(*words, "data.max_samples=20").plan
-    assert plan.steps.align.max_samples == 20 and plan.steps.pack.max_length == 256
+    assert plan.settings.data.max_samples == 20 and plan.steps.pack.max_length == 256
     assert plan.steps.load.adapter == str(Path("run").resolve() / "model")
     with pytest.raises(UserError, match=r"\[run-model\].*no such run"):
         evaluated(f"run={'0' * 32}", "tracking.uri=sqlite:///mlflow.db")
@@ -228,8 +228,8 @@ def test_a_base_that_is_gone_is_named_as_the_folder_that_it_was(
 
 def test_the_quantized_base_of_a_run_stays_quantized(execute: Execute) -> None:
     execute("method=qlora", *FITTING["qlora"], *SHORT)
-    assert evaluated("run=run").plan.steps.quantize.bits == 4
-    assert evaluated("run=run", "method.quantization.bits=8").plan.steps.quantize.bits == 8
+    assert evaluated("run=run").plan.settings.method.quantization.bits == 4
+    assert evaluated("run=run", "method.quantization.bits=8").plan.settings.method.quantization.bits == 8
 
 
 MERGED = {
@@ -257,7 +257,7 @@ def test_how_a_run_was_trained_is_nothing_to_refuse_its_measuring_for(
     """`factory evaluate` takes no such key, so that nobody could set it otherwise."""
     execute("method=lora", *SHORT, "stage.eval_steps=2")
     answers = ("evaluate.generation=true", "evaluate.max_new_tokens=4", "data.max_length=252")
-    assert evaluated("run=run", "evaluate.perplexity=false", *answers).plan.steps.evaluate.generation
+    assert evaluated("run=run", "evaluate.perplexity=false", *answers).plan.settings.evaluate.generation
     base = (f"model.path={tiny_model}", *SHORT[2:5], *HERE)
     assert evaluated(*base, "stage.optimizer=paged_adamw_8bit").plan.steps.load.device == "cpu"
     machine(packages={})
@@ -271,10 +271,10 @@ def test_what_a_run_said_of_its_answers_goes_with_them(execute: Execute) -> None
     own = ("evaluate.metrics=[rouge1]", "evaluate.temperature=0.5", "evaluate.max_samples=2")
     answers = ("evaluate.generation=true", "evaluate.max_new_tokens=4", "data.max_length=252", *own)
     execute("method=lora", *SHORT, "evaluate.perplexity=false", *answers)
-    kept = evaluated("run=run").plan.steps.evaluate
+    kept = evaluated("run=run").plan.settings.evaluate
     assert (kept.generation, list(kept.metrics), kept.temperature, kept.max_samples) == (True, ["rouge1"], 0.5, 2)
     measured = evaluated("run=run", "evaluate.generation=false", "evaluate.perplexity=true").plan
-    assert not measured.steps.evaluate.generation and not {*own} & {*measured.overrides}
+    assert not measured.settings.evaluate.generation and not {*own} & {*measured.overrides}
 
 
 @pytest.mark.parametrize(("stage", "method"), [("dpo", "full"), ("kto", "lora"), ("grpo", "lora")])
@@ -424,7 +424,7 @@ def test_a_run_keeps_the_template_that_it_was_trained_with(
     (here / "calm.yaml").write_text("source: me\nlike: chatml\ndefault_system: Calm.")
     execute("method=lora", "model.template=calm.yaml", *SHORT)
     (here / "calm.yaml").write_text("source: me\nlike: chatml\ndefault_system: Loud.")
-    assert "Loud." in templates.read(evaluated("run=run", "model.template=calm.yaml").plan.steps.pack.template)
+    assert "Loud." in templates.read(evaluated("run=run", "model.template=calm.yaml").plan.settings.model.template)
     (here / "calm.yaml").unlink()
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
@@ -439,7 +439,7 @@ def test_a_run_keeps_the_template_that_it_was_trained_with(
             cli._compiled(exported(compose.parse([f"run={run}", "export.dir=out"])), training=True, verb="export")
         )
         for plan in made:
-            assert "Calm." in templates.read(plan.steps.pack.template)
+            assert "Calm." in templates.read(plan.settings.model.template)
             verify(plan)
 
 
@@ -451,8 +451,8 @@ def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> Non
     execute("--config-dir", "own", "recipe=mine", "method=lora", *(word for word in SHORT if "samples" not in word))
     line, side = asked.Line(("tracking=none",), None), asked.Side("x", "run")
     plan = to_write("chat", compose.parse([]), line, side)[0]
-    assert plan.steps.pack.template == "alpaca" and plan.steps.align.max_samples is None
-    assert evaluated("run=run").plan.steps.align.max_samples == 31
+    assert plan.settings.model.template == "alpaca" and plan.settings.data.max_samples is None
+    assert evaluated("run=run").plan.settings.data.max_samples == 31
     shutil.rmtree(here / "own")
     with pytest.raises(UserError, match=r"\[unknown-option\] recipe=mine"):
         to_write("chat", compose.parse([]), line, side)
@@ -469,8 +469,8 @@ def test_a_recipe_that_stretches_positions_is_gone_on_from(execute: Execute, tin
     sides: tuple[tuple[Verb, bool, int], ...] = (("chat", False, 384), ("serve", False, 384), ("chat", True, 256))
     for verb, base, reach in sides:
         line, side = asked.Line(("tracking=none",), None), asked.Side("x", "run", base=base)
-        patch = to_write(verb, compose.parse([]), line, side)[0].steps.patch
-        assert (patch.rope_scaling, patch.reach) == ("none", reach)
+        made = to_write(verb, compose.parse([]), line, side)[0]
+        assert (made.settings.model.rope_scaling, made.steps.patch.reach) == ("none", reach)
     line = asked.Line(("tracking=none", "engine=vllm"), None)
     with pytest.raises(UserError, match=r"\[engine-vllm-weights\] model\.adapter"):
         to_write("chat", compose.parse([]), line, asked.Side("x", "run"))

@@ -332,7 +332,7 @@ def _said(plan: Path) -> tuple[str, Overrides]:
     """The verb and the overrides of a plan file, from its head: the whole is not read for a list."""
     try:
         with plan.open(encoding="utf-8") as file:
-            head = yaml_of("".join(takewhile(lambda line: not line.startswith("config_dirs:"), file)))
+            head = yaml_of("".join(takewhile(lambda line: not line.startswith("  config_dirs:"), file)))["settings"]
         verb, overrides = str(head["verb"]), tuple(map(str, head["overrides"]))
     except (OSError, ValueError, LookupError, TypeError):
         return "train", ()

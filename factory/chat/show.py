@@ -111,7 +111,16 @@ def _base(plan: Plan) -> str:
     """The same of models that have the same weights below their adapters, in the same numbers."""
     steps = plan.steps
     load = replace(steps.load, adapter=None, adapter_fingerprint=None)
-    return repr((load, steps.patch, steps.quantize, steps.pack, steps.train.autocast))
+    return repr(
+        (
+            load,
+            steps.patch,
+            plan.settings.method.quantization,
+            plan.settings.model.new_tokens,
+            steps.pack,
+            steps.train.autocast,
+        )
+    )
 
 
 def _message(text: str) -> str:

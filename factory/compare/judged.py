@@ -21,7 +21,7 @@ from factory.plan.plan import Plan, PlannedSource
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
 # what bounds an answer
 _ROWS = ("seed", "align.", "evaluate.rows")
-_TOKENS = (*_ROWS, "pack.", "train.stage", "evaluate.stride")
+_TOKENS = (*_ROWS, "pack.", "stage.name", "evaluate.stride")
 _ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
 _NO_MATTER = ("pack.packing", "pack.isolate_documents", "pack.padding_free")  # held-out rows stand alone
 _OF_TOKENS = ("perplexity", "loss")
@@ -36,7 +36,7 @@ _WERE = {
     "pack.max_length": "measured on sequences of different length",
     "evaluate.stride": "measured with windows of different strides",
     "pack.": "measured on rows that were made tokens of otherwise",
-    "train.stage": "measured by the losses of different stages",
+    "stage.name": "measured by the losses of different stages",
     "evaluate.": "measured by answers that were written otherwise",
 }
 
@@ -195,8 +195,8 @@ def _scored(metric: str, run: Run) -> str | None:
 def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:
     """Rows of a set that is held out whole follow from it alone, and from the seed where that draws some of them."""
     assert run.plan is not None
-    held, measured = run.plan.steps.align.validation, _measured(run.plan)
-    streaming = run.plan.steps.align.streaming
+    held, measured = run.plan.settings.data.validation, _measured(run.plan)
+    streaming = run.plan.settings.data.streaming
     drawn = any(source.max_samples is not None for source in measured.values())
 
     def decides(key: str) -> bool:

@@ -182,7 +182,7 @@ def _so_far(plan: Plan | None, lines: tuple[dict[str, Any], ...]) -> dict[str, A
 
 def _loaded(plan: Plan | None) -> str | None:
     """Not where the run adds tokens to it, nor where an adapter was saved with a tokenizer of its own."""
-    if plan is None or plan.steps.load.source != "folder" or plan.steps.load.adapter or plan.steps.patch.new_tokens:
+    if plan is None or plan.steps.load.source != "folder" or plan.steps.load.adapter or plan.settings.model.new_tokens:
         return None
     return _tokenizer(Path(plan.steps.load.path))
 
@@ -197,4 +197,4 @@ def _tokenizer(model: Path) -> str | None:
 
 
 def _base(plan: Plan | None) -> str | None:
-    return None if plan is None else f"{plan.steps.load.fingerprint} {' '.join(plan.steps.patch.new_tokens)}".strip()
+    return None if plan is None else f"{plan.steps.load.fingerprint} {' '.join(plan.settings.model.new_tokens)}".strip()

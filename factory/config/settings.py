@@ -576,7 +576,25 @@ def _spec_settings(kind: registry.Kind, value: Any) -> Any:
     """Validate a method's or stage's keys by the model of its name."""
     if isinstance(value, BaseModel) or not isinstance(value, dict):
         return value
-    return registry.spec(kind, value["name"]).Settings.model_validate(value)
+    name = str(value.get("name"))
+    if not own.is_code(name) and name not in registry.names(kind):
+        raise ValueError(f"there is no {name} among the {kind}")
+    try:
+        model = registry.spec(kind, name).Settings
+    except (UserError, ImportError):  # the user's file is gone: a saved plan can be read all the same
+        model = _GONE[kind]
+    return model.model_validate(value)
+
+
+class _GoneMethod(Method, extra="allow"):
+    """The keys of a method whose file is gone."""
+
+
+class _GoneStage(Stage, extra="allow"):
+    """The keys of a stage whose file is gone."""
+
+
+_GONE: dict[registry.Kind, type[Group]] = {"methods": _GoneMethod, "stages": _GoneStage}
 
 
 _OF_A_VERB: Any = Field(default=None)  # None where another verb is composed, which reads none of it
@@ -589,6 +607,11 @@ class Settings(Group):
     absolute folders of the user's own options.
     """
 
+    verb: Verb = "train"
+    options: dict[str, str] = {}
+    overrides: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+    run_dir: str = ""
     model: Model
     data: Data
     method: Annotated[Any, BeforeValidator(lambda value: _spec_settings("methods", value))]
@@ -615,11 +638,6 @@ class Settings(Group):
     chat: Chat = _OF_A_VERB
     serve: Serve = _OF_A_VERB
     board: Board = _OF_A_VERB
-    options: dict[str, str] = {}
-    overrides: tuple[str, ...] = ()
-    run_dir: str = ""
-    config_dirs: tuple[str, ...] = ()
-    verb: Verb = "train"
 
 
 _PROVENANCE = ("options", "overrides", "run_dir", "config_dirs", "verb")

@@ -24,7 +24,7 @@ def whole(value: Any) -> str:
 def to_tree(value: Any) -> Any:
     """Return models, dataclasses and tuples as plain dicts and lists, ready for YAML or JSON."""
     if isinstance(value, BaseModel):
-        return {name: to_tree(getattr(value, name)) for name in type(value).model_fields}
+        return {name: to_tree(item) for name, item in value}
     if dataclasses.is_dataclass(value):
         return {field.name: to_tree(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -46,18 +46,18 @@ def remember(plan: Plan, sequences: int, tokens: int) -> None:
 
 def exact(plan: Plan) -> Plan:
     """The plan with its number of steps, and of whole passes their tokens, where its data were prepared before."""
-    path, train, estimate = _path(plan), plan.steps.train, plan.estimate
+    path, stage, estimate = _path(plan), plan.settings.stage, plan.estimate
     if path is None:
         return plan
     try:
         sequences, tokens = (int(count) for count in json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return plan
-    each = rows_per_step(train)
-    steps = total_steps(sequences, each, 1, train.num_epochs, train.max_steps)
+    each = rows_per_step(plan)
+    steps = total_steps(sequences, each, 1, stage.num_epochs, stage.max_steps)
     estimate = replace(estimate, steps=Range(low=steps, high=steps))
     if estimate.tokens is not None:
-        passes = train.num_epochs if train.max_steps is None else steps * each / sequences
+        passes = stage.num_epochs if stage.max_steps is None else steps * each / sequences
         found = Range(low=int(passes) * tokens, high=ceil(passes) * tokens)
         estimate = replace(estimate, tokens=_narrower(estimate.tokens, found))
         estimate = replace(estimate, seconds=speed.seconds(estimate))
@@ -80,12 +80,12 @@ def _path(plan: Plan) -> Path | None:
     for source in align["sources"].values():
         source["path"] = Path(source["path"]).suffixes[-2:]  # the same bytes are other rows under another suffix
     parts = [
-        plan.seed,
+        plan.settings.seed,
         align,
         steps.align.order,
         to_tree(steps.pack),
-        steps.train.stage,
-        [steps.load.source, steps.load.fingerprint, steps.load.revision, list(steps.patch.new_tokens)],
+        plan.settings.stage.name,
+        [steps.load.source, steps.load.fingerprint, steps.load.revision, list(plan.settings.model.new_tokens)],
         plan.packages.get("transformers"),
         plan.own,
         code(),

@@ -48,7 +48,9 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
         return []
     found, encoder = _Found(), spec.encoder
     for name, source in plan.steps.align.sources.items():
-        rows = _in_cache(source, sources[name], plan.seed) if name in sources else _as_they_come(source, encoder)
+        rows = (
+            _in_cache(source, sources[name], plan.settings.seed) if name in sources else _as_they_come(source, encoder)
+        )
         for side, record in islice(rows, _ROWS):
             _look(found, record, side, spec, tokenizer)
     if not found.rows:

@@ -16,13 +16,13 @@ _TURNS = 2  # of a pass: each costs time in pages that come back, and more than 
 Place = tuple[int, int]  # start and size, in bytes
 
 
-def gives_back(patch: Patch, layers: int) -> range:
+def gives_back(patch: Patch, layers: int, *, compiled: bool) -> range:
     """The layers before which what is free goes back to the system: some of those that are recomputed.
 
     Each leaves its input behind in a hole that a larger tensor had left, and glibc's heap would grow by that tensor
     from layer to layer. Compiled layers cannot be interrupted.
     """
-    recomputed = 0 if patch.compile else patch.recomputed(layers)
+    recomputed = 0 if compiled else patch.recomputed(layers)
     return range(0, recomputed, max(1, recomputed // _TURNS))
 
 

@@ -14,7 +14,7 @@ from factory.estimate.anatomy import is_plain
 from factory.estimate.step import Step, step
 from factory.estimate.tuned import Tuned
 from factory.optimizers.spec import MADE_EARLY, PACKAGES, blocks, scratch, state_bytes, unpaged
-from factory.plan.plan import BYTES, Memory, Steps
+from factory.plan.plan import BYTES, Compiled, Memory
 from factory.quantizers.spec import IN_PLACE, stays_quantized, weight_bytes
 from factory.ranks import spec as ranks
 from factory.stages.rows import samples_answers
@@ -55,7 +55,7 @@ def memory(
         total=total,
         capacity=capacity,
         fits=None if capacity is None else total <= capacity,
-        uncalibrated=tuple(_uncalibrated(tuned.arch, tuned.steps)),
+        uncalibrated=tuple(_uncalibrated(tuned.arch, tuned)),
     )
 
 
@@ -97,7 +97,7 @@ def _whole(tuned: Tuned, base: int) -> dict[str, int]:
     return {
         "weights": base + copies + elements(heads.values()) * tuned.number,
         "gradients": gradients,
-        "optimizer": _states(tuned, steps.train.optimizer, tuned.number),
+        "optimizer": _states(tuned, tuned.settings.stage.optimizer, tuned.number),
     }
 
 
@@ -113,11 +113,10 @@ def offloaded(tuned: Tuned) -> tuple[str, int]:
     A paged state comes to the GPU to be stepped and may stay while there is room, but a checkpoint is written from the
     host's memory.
     """
-    train = tuned.steps.train
-    planned, optimizer = train.ranks, train.optimizer
-    if planned.offload:
+    hardware, optimizer = tuned.settings.hardware, tuned.settings.stage.optimizer
+    if hardware.offload:
         whole = _whole(tuned, _weights(tuned)[0])
-        moved = sum(ceil(whole[name] / planned.processes) for name in ranks.SPLIT[planned.strategy])
+        moved = sum(ceil(whole[name] / hardware.num_processes) for name in ranks.SPLIT[hardware.strategy])
         return "hardware.offload=true", moved
     paged = 0
     if tuned.steps.load.device == "cuda" and optimizer != unpaged(optimizer):
@@ -131,36 +130,36 @@ def on_host(tuned: Tuned) -> int:
     They are its libraries, what is offloaded, and the weights where they wait there whole to be split.
     """
     starts = registry.starts_from_weights(tuned.spec, tuned.method)
-    waits = ranks.reads_on_host(tuned.steps, starts=starts) and not tuned.steps.train.ranks.sharded_loading
+    waits = ranks.reads_on_host(tuned, starts=starts) and not tuned.steps.train.ranks.sharded_loading
     return _resident(tuned, cuda=True) + max(offloaded(tuned)[1], _weights(tuned)[0] if waits else 0)
 
 
 def _step(tuned: Tuned, kept: Kept, rows: int, length: int) -> Step:
-    train, expanded, everything = tuned.steps.train, tuned.expanded, tuned.everything
+    stage, expanded, everything = tuned.settings.stage, tuned.expanded, tuned.everything
     states = _spread(kept.optimizer, everything)
-    early = train.optimizer in MADE_EARLY and not tuned.in_turns
+    early = stage.optimizer in MADE_EARLY and not tuned.in_turns
     gradients = [prod(shape) * tuned.number for shape in everything.values()] if tuned.accumulates else []
     return step(
         expanded,
         _at_one_time(tuned.shapes, expanded) if tuned.in_turns else tuned.shapes,
-        tuned.steps,
+        tuned,
         tuned.method,
         rows=rows,
         length=length,
-        reads=registry.hook(registry.spec("stages", train.stage), "READS", "tokens"),
+        reads=registry.hook(registry.spec("stages", stage.name), "READS", "tokens"),
         copied=tuned.in_turns,
         frees_gradients=tuned.layerwise or tuned.accumulates,
         kept=tuned.kept,
         standing=[*(states if early else []), *gradients],
         states=[] if early else states,
-        scratch=blocks(train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device),
+        scratch=blocks(stage.optimizer, tuned.largest, tuned.number, tuned.steps.load.device),
     )
 
 
 def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, int]:
     """Bytes of the model and its step at each moment, without those of the process."""
     held, standing = kept.weights + kept.optimizer, kept.gradients if tuned.accumulates else 0
-    stepping = scratch(tuned.steps.train.optimizer, tuned.largest, tuned.number, tuned.steps.load.device)
+    stepping = scratch(tuned.settings.stage.optimizer, tuned.largest, tuned.number, tuned.steps.load.device)
     narrow = 0 if tuned.in_turns else _narrow(tuned)
     sampling = rolled + narrow if rolled else 0
     return {
@@ -173,9 +172,11 @@ def _instants(tuned: Tuned, kept: Kept, found: Step, rolled: int) -> dict[str, i
 
 def _resident(tuned: Tuned, *, cuda: bool) -> int:
     """Bytes of a process on a CPU whatever the model's size: what is imported, and buffers of kernels."""
-    load, attach, train = tuned.steps.load, tuned.steps.attach, tuned.steps.train
-    adapter = load.adapter is not None or registry.hook(registry.spec("methods", attach.method), "peft") is not None
-    bitsandbytes = stays_quantized(tuned.steps.quantize, load.config) or train.optimizer in PACKAGES
+    load, settings = tuned.steps.load, tuned.settings
+    adapter = (
+        load.adapter is not None or registry.hook(registry.spec("methods", settings.method.name), "peft") is not None
+    )
+    bitsandbytes = stays_quantized(settings.method.quantization, load.config) or settings.stage.optimizer in PACKAGES
     imported = runtime.resident(tuned.arch, adapter=adapter, bitsandbytes=bitsandbytes, cuda=cuda)
     return imported + runtime.PRODUCTS
 
@@ -186,29 +187,29 @@ def _read(tuned: Tuned, base: int) -> int:
     An adapter's start leaves them beside what they are then quantized to; in place they are quantized layer by layer.
     A GPU takes its share as it is read, or all of them before they are split, unless they wait in the host's memory.
     """
-    load, quantize, planned = tuned.steps.load, tuned.steps.quantize, tuned.steps.train.ranks
+    load, quantize, hardware = tuned.steps.load, tuned.settings.method.quantization, tuned.settings.hardware
     starts = registry.starts_from_weights(tuned.spec, tuned.method)
     whole = tuned.arch.parameters() * BYTES[load.read_as]
     if quantize.bits is not None and quantize.method in IN_PLACE:
         return whole
     if quantize.bits is not None and (starts or load.own_base == "rebuilt"):
         return whole + base
-    splits = load.device == "cuda" and "weights" in ranks.SPLIT[planned.strategy]
-    if splits and planned.sharded_loading:
-        return ceil(base / planned.processes)
-    return base if splits and not ranks.reads_on_host(tuned.steps, starts=starts) else 0
+    splits = load.device == "cuda" and "weights" in ranks.SPLIT[hardware.strategy]
+    if splits and tuned.steps.train.ranks.sharded_loading:
+        return ceil(base / hardware.num_processes)
+    return base if splits and not ranks.reads_on_host(tuned, starts=starts) else 0
 
 
 def _share(name: str, count: int, tuned: Tuned) -> int:
     """Of one process, where its strategy splits these: on its device. Weights that are split are gathered by layer."""
-    planned = tuned.steps.train.ranks
-    if name not in ranks.SPLIT[planned.strategy]:
+    hardware = tuned.settings.hardware
+    if name not in ranks.SPLIT[hardware.strategy]:
         return count
-    share = 0 if planned.offload else ceil(count / planned.processes)
+    share = 0 if hardware.offload else ceil(count / hardware.num_processes)
     if name != "weights":
         return share
     steps = tuned.steps
-    packed = stays_quantized(steps.quantize, steps.load.config)
+    packed = stays_quantized(tuned.settings.method.quantization, steps.load.config)
     gathered_as = steps.load.dtype if packed or steps.train.autocast is None else steps.train.autocast
     return min(count, share + ranks.gathered(tuned.expanded) * BYTES[gathered_as])
 
@@ -221,7 +222,7 @@ def _spread(count: int, shapes: dict[str, Shape]) -> list[int]:
 
 def _weights(tuned: Tuned) -> tuple[int, int]:
     """The weights, the adapters' with them, and of these the constants of quantized ones."""
-    arch, shapes, quantize, load = tuned.expanded, tuned.shapes, tuned.steps.quantize, tuned.steps.load
+    arch, shapes, quantize, load = tuned.expanded, tuned.shapes, tuned.settings.method.quantization, tuned.steps.load
     trained = load.dtype if tuned.in_turns else tuned.steps.attach.dtype
     linears = arch.linears() if stays_quantized(quantize, load.config) else {}
     quantized = {
@@ -261,7 +262,7 @@ def _narrow(tuned: Tuned) -> int:
 _ROUGH = frozenset({"falcon", "gpt2", "opt"})
 
 
-def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
+def _uncalibrated(arch: Architecture, plan: Compiled) -> Iterable[str]:
     if arch.experts():
         yield "mixtures of experts"
     if not all(is_plain(block) for block in arch.blocks):
@@ -270,9 +271,9 @@ def _uncalibrated(arch: Architecture, steps: Steps) -> Iterable[str]:
         yield f"{arch.kind} models"
     if arch.parts:
         yield "audio" if media_of(arch) == ("audios",) else "images"
-    if steps.load.device != "cpu":
+    if plan.steps.load.device != "cpu":
         yield "GPUs"
-    if steps.train.ranks.processes > 1:
+    if plan.settings.hardware.num_processes > 1:
         yield "several processes"
-    if samples_answers(steps.train):
+    if samples_answers(plan):
         yield "rollouts"

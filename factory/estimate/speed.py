@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from factory.config.settings import Settings
 from factory.optimizers.spec import MULTIPLIES, STATES
 from factory.plan.facts import Machine, Measured
-from factory.plan.plan import Estimate, Span, Speed, Steps
+from factory.plan.plan import Compiled, Estimate, Span, Speed, micro_batches
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.stages.rows import samples_answers
 
@@ -22,46 +23,46 @@ _COUNTED = "with its products"  # of an optimizer: records from before they were
 _EQUAL = 1.01  # times the work of a token: the same model and method
 
 
-def device(machine: Machine, steps: Steps, card: str | None = None) -> str:
+def device(machine: Machine, plan: Compiled, card: str | None = None) -> str:
     """What computes, as a run there would name it. `card` is one that is planned for, whether it is here or not."""
-    processes = f"{steps.train.ranks.processes} x " if steps.train.ranks.processes > 1 else ""
-    if steps.load.device == "cpu":
-        return f"{processes}{machine.cpu}, threads: {steps.train.threads}"
+    processes = f"{plan.settings.hardware.num_processes} x " if plan.settings.hardware.num_processes > 1 else ""
+    if plan.steps.load.device == "cpu":
+        return f"{processes}{machine.cpu}, threads: {plan.steps.train.threads}"
     here = [gpu.name for gpu in machine.gpus]
     named = [name for name in here if card and card.lower() in name.lower()] or ([card] if card else here)
     return f"{processes}{named[0] if named else 'no GPU'}"
 
 
-def precision(steps: Steps) -> str:
+def precision(plan: Compiled) -> str:
     """What products are computed in."""
-    return steps.train.autocast or steps.load.dtype
+    return plan.steps.train.autocast or plan.steps.load.dtype
 
 
-def kind(steps: Steps) -> str:
+def kind(plan: Compiled) -> str:
     """What two runs share whose FLOPs a second are alike: the stage, the method, how its base is held and computed, and
     the optimizer, last. What is recomputed is in the FLOPs, how many processes compute in the device."""
-    return ", ".join((*_computed(steps), _optimized(steps)))
+    return ", ".join((*_computed(plan), _optimized(plan.settings)))
 
 
-def _computed(steps: Steps) -> Iterator[str]:
-    patch, ranks = steps.patch, steps.train.ranks
-    quantizer = checkpoint_quantizer(steps.load.config)
-    yield steps.train.stage
-    yield steps.attach.method.removeprefix("q")
-    yield f"{steps.quantize.bits} bits of {steps.quantize.method}" if steps.quantize.bits else quantizer or "whole"
+def _computed(plan: Compiled) -> Iterator[str]:
+    settings, patch, asked = plan.settings, plan.steps.patch, plan.settings.method.quantization
+    quantizer = checkpoint_quantizer(plan.steps.load.config)
+    yield settings.stage.name
+    yield settings.method.name.removeprefix("q")
+    yield f"{asked.bits} bits of {asked.method}" if asked.bits else quantizer or "whole"
     table = (  # what differs from the usual
-        (patch.compile, "compiled"),
+        (settings.compute.compile, "compiled"),
         (patch.kernels != "none", f"{patch.kernels} kernels"),
         (patch.attention != "sdpa", f"{patch.attention} attention"),
-        (ranks.strategy != "none", ranks.strategy),
-        (ranks.offload, "offloaded"),
+        (settings.hardware.strategy != "none", settings.hardware.strategy),
+        (settings.hardware.offload, "offloaded"),
     )
     yield from (name for differs, name in table if differs)
 
 
-def _optimized(steps: Steps) -> str:
+def _optimized(settings: Settings) -> str:
     """The optimizer; of one that multiplies matrices, how many micro-batches share a step of it."""
-    name, shared = steps.train.optimizer, steps.train.micro_batches
+    name, shared = settings.stage.optimizer, micro_batches(settings)
     if name not in MULTIPLIES:
         return name
     return f"{name} {_COUNTED}{f' after {shared} micro-batches' if shared > 1 else ''}"
@@ -78,17 +79,17 @@ def work(estimate: Estimate) -> float:
     return estimate.flops_per_step / estimate.tokens_per_step
 
 
-def micro_batch(estimate: Estimate, steps: Steps) -> float:
+def micro_batch(estimate: Estimate, settings: Settings) -> float:
     """Tokens in a micro-batch."""
-    return estimate.tokens_per_step / steps.train.micro_batches
+    return estimate.tokens_per_step / micro_batches(settings)
 
 
-def speed(estimate: Estimate, steps: Steps, where: str, measured: tuple[Measured, ...]) -> Speed | None:
+def speed(estimate: Estimate, plan: Compiled, where: str, measured: tuple[Measured, ...]) -> Speed | None:
     """Tokens a second, from what was measured there that is nearest; None where nothing was."""
-    if estimate.tokens_per_step == 0 or samples_answers(steps.train):
+    if estimate.tokens_per_step == 0 or samples_answers(plan):
         return None  # answers are sampled, as long as they come
-    like = Like(kind=kind(steps), work=work(estimate), micro_batch=micro_batch(estimate, steps))
-    there = [found for found in measured if (found.device, found.precision) == (where, precision(steps))]
+    like = Like(kind=kind(plan), work=work(estimate), micro_batch=micro_batch(estimate, plan.settings))
+    there = [found for found in measured if (found.device, found.precision) == (where, precision(plan))]
     there = _alike(there, like.kind)
     if not there:
         return None

@@ -15,7 +15,7 @@ from factory.estimate.heap import Heap, gives_back
 from factory.estimate.loss import cross_entropy, log_probs, score
 from factory.estimate.tape import Ledger, Storage, Tape
 from factory.kernels import LIGER_WITHOUT_ROPE
-from factory.plan.plan import BYTES, Patch, Steps
+from factory.plan.plan import BYTES, Compiled, Patch
 from factory.quantizers.spec import stays_quantized
 
 _LOSSES = {"tokens": cross_entropy, "answers": log_probs}
@@ -38,7 +38,7 @@ class Step:
 def step(
     arch: Architecture,
     trained: dict[str, Shape],
-    steps: Steps,
+    plan: Compiled,
     method: Any,
     *,
     rows: int,
@@ -57,6 +57,7 @@ def step(
     stepped at once, or they are there already, and are in `standing`: bytes of what is there from the start on.
     `states` are those of the optimizer's, tensor by tensor; `scratch` the blocks that its step holds at once beside.
     """
+    steps = plan.steps
     compute = steps.train.autocast
     numbers = Numbers(
         frozen=BYTES[steps.load.dtype],
@@ -64,7 +65,7 @@ def step(
         compute=None if compute is None else BYTES[compute],
         scales_loss=compute == "float16",
     )
-    quantized = stays_quantized(steps.quantize, steps.load.config)
+    quantized = stays_quantized(plan.settings.method.quantization, steps.load.config)
     shapes = Shapes(rows=rows, length=length)
     asked = (
         arch,
@@ -72,6 +73,7 @@ def step(
         numbers,
         method,
         steps.patch,
+        plan.settings.compute.compile,
         steps.pack.isolate_documents,
         quantized,
         shapes,
@@ -97,6 +99,7 @@ def _walk(
     numbers: Numbers,
     method: Any,
     patch: Patch,
+    compiled: bool,
     masked: bool,
     quantized: bool,
     batch: Shapes,
@@ -127,7 +130,7 @@ def _walk(
         recomputed=patch.recomputed(len(arch.blocks)),
         selective=patch.activation_checkpointing == "selective",
         kept=kept,
-        turns=gives_back(patch, len(arch.blocks)),
+        turns=gives_back(patch, len(arch.blocks), compiled=compiled),
     )
     there = [Storage(tape.ledger, count) for count in standing]
     with _uncollected():

@@ -8,6 +8,7 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape
 from factory.config import registry
+from factory.config.settings import Settings
 from factory.plan import heads
 from factory.plan.plan import BYTES, Steps
 
@@ -19,6 +20,7 @@ class Tuned:
     arch: Architecture
     spec: ModuleType
     method: Any
+    settings: Settings
     steps: Steps
 
     @cached_property
@@ -29,7 +31,7 @@ class Tuned:
     @cached_property
     def heads(self) -> dict[str, Shape]:
         """Of what the stage trains beside it."""
-        return heads.heads(self.steps.train.stage, self.arch)
+        return heads.heads(self.settings.stage.name, self.arch)
 
     @cached_property
     def everything(self) -> dict[str, Shape]:
@@ -57,13 +59,13 @@ class Tuned:
 
     @property
     def accumulates(self) -> bool:
-        return self.steps.train.gradient_accumulation_steps > 1 and not self.layerwise
+        return self.settings.stage.gradient_accumulation_steps > 1 and not self.layerwise
 
     @cached_property
     def kept(self) -> dict[str, int]:
         """Bytes of what becomes of a gradient as soon as it is whole, by tensor; the others stay as they are."""
         own = registry.hook(self.spec, "kept")
-        return own(self.method, self.shapes, self.arch, self.steps.train) if own else {}
+        return own(self.method, self.shapes, self.arch, self) if own else {}
 
     @property
     def largest(self) -> int:

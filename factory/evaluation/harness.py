@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from factory.config.refusal import UserError, refuse
+from factory.config.settings import Evaluate
 from factory.data import hub
 from factory.evaluation.rows import Row
 from factory.evaluation.spec import not_finite
-from factory.plan.plan import PlannedHarness
 
 # names of a set that are readers of local files
 _READERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
@@ -65,16 +65,17 @@ class Result:
 # --- before a weight is read
 
 
-def read(asked: PlannedHarness, *, seed: int, chat: Chat | None, context: int) -> Tasks:
+def read(asked: Evaluate, folder: str | None, *, seed: int, chat: Chat | None, context: int) -> Tasks:
     """Finds the tasks and reads their data. `chat`: what makes a prompt of a conversation, where that is asked for.
 
-    `context`: what the model reads, in tokens. Raises UserError where a task cannot be asked.
+    `folder`: of the user's task files.
+        `context`: what the model reads, in tokens. Raises UserError where a task cannot be asked.
     """
     with _seeded(seed):
-        manager, notes = _manager(asked)
+        manager, notes = _manager(asked.harness, folder)
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         by: dict[str, str] = {}  # the name that asked for a task
-        for name in asked.tasks:
+        for name in asked.harness:
             found = _load(manager, name)
             for task in found["tasks"]:
                 if task in by:
@@ -91,14 +92,14 @@ def read(asked: PlannedHarness, *, seed: int, chat: Chat | None, context: int) -
                 each |= found.get(part, {})
         made = Tasks(loaded, seed, ())
         for task in loaded["tasks"].values():
-            notes += _shots(task, asked.shots)
+            notes += _shots(task, asked.harness_shots)
         made.set_out()
         for name, task in loaded["tasks"].items():
             _try(f"evaluate.harness={by[name]}", name, task, chat, context)
     return Tasks(loaded, seed, tuple(notes))
 
 
-def _manager(asked: PlannedHarness) -> tuple[Any, list[str]]:
+def _manager(asked: Sequence[str], folder: str | None) -> tuple[Any, list[str]]:
     """The library's index of tasks, and what it leaves out of the user's folder.
 
     Reading all of its own takes some 20 seconds, so that it is not done where the user's files hold all that is asked.
@@ -107,15 +108,15 @@ def _manager(asked: PlannedHarness) -> tuple[Any, list[str]]:
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     notes = list[str]()
-    if asked.path is not None:
+    if folder is not None:
         with _left_out() as skipped:
-            own = TaskManager(include_path=asked.path, include_defaults=False)
+            own = TaskManager(include_path=folder, include_defaults=False)
         notes += [f"evaluate.harness_path: {text}" for text in skipped]
-        if all(name in own.task_index for each in asked.tasks for name, _ in _below(own, each)):
+        if all(name in own.task_index for each in asked for name, _ in _below(own, each)):
             return own, notes
-    manager = TaskManager(include_path=asked.path)
+    manager = TaskManager(include_path=folder)
     known: list[str] = manager.all_tasks
-    for name in asked.tasks:
+    for name in asked:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=_NEAR, cutoff=0.6)
             told = " ".join((f"lm-eval {version('lm-eval')} has no task, group or tag of this name", *notes[:1]))

@@ -107,7 +107,7 @@ def _walked(run: "Run") -> Ended:
 
     try:
         # who waits here hears nothing: until all are there, what asks for an end ends the process
-        run.world.join(run.plan.steps.load.device, run.plan.steps.train.ranks)
+        run.world.join(run.plan.steps.load.device, run.plan.settings.hardware)
         run.listen()
         verify(run.plan)
         refuse_other_layout(run)

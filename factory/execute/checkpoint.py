@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from factory.config.refusal import refuse
+from factory.config.settings import Hardware
 from factory.config.words import size
 from factory.execute.context import Run
-from factory.plan.plan import Ranks
 from factory.ranks.spec import ZERO
 from factory.ranks.world import lost_another
 from factory.run.folder import (
@@ -91,15 +91,15 @@ def _finish(run: Run, aside: Path, target: Path) -> None:
         "files": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
         "sha256": dict(zip(names, sums, strict=True)),
         "plan_digest": run.plan.digest(),
-        "layout": layout(run.plan.steps.train.ranks),
+        "layout": layout(run.plan.settings.hardware),
     }
     (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     take_place(aside, target)
 
 
-def layout(ranks: Ranks) -> str:
+def layout(hardware: Hardware) -> str:
     """How a checkpoint's tensors lie: whole, or in the parts that DeepSpeed's ranks had."""
-    return f"{ranks.strategy} on {ranks.processes} ranks" if ranks.strategy in ZERO else "whole"
+    return f"{hardware.strategy} on {hardware.num_processes} ranks" if hardware.strategy in ZERO else "whole"
 
 
 def refuse_other_layout(run: Run) -> None:
@@ -107,7 +107,7 @@ def refuse_other_layout(run: Run) -> None:
     if run.resume_from is None:
         return
     there = (read_json(run.resume_from / MANIFEST) or {}).get("layout", "whole")
-    if there != (here := layout(run.plan.steps.train.ranks)):
+    if there != (here := layout(run.plan.settings.hardware)):
         raise refuse(
             "resume-other-ranks",
             f"stage.resume={run.resume_from}",
@@ -279,7 +279,7 @@ def restore(run: Run, read: Callable[[Path], None], scaler: Any) -> dict[str, An
     if run.resume_from is None:
         return None
     state = state_of(run.resume_from)
-    if run.plan.steps.train.load_best_model_at_end and state["best"]["step"] is not None:
+    if run.plan.settings.stage.load_best_model_at_end and state["best"]["step"] is not None:
         if run.world.leads:
             _bring_best(run, state["best"]["step"])
         run.world.wait()
@@ -365,7 +365,7 @@ def _prune(run: Run, step: int, keep: int | None) -> None:
     whole = run.folder.whole_checkpoints()
     later = [path for path in whole if step_of(path) > step]
     others = [path for path in whole if step_of(path) != keep and path not in later]
-    limit = run.plan.steps.train.save_total_limit
+    limit = run.plan.settings.stage.save_total_limit
     needed = {best_of(path) for path in others[-limit:]} if keep is not None else set()
     for old in (*later, *(path for path in others[:-limit] if step_of(path) not in needed)):
         aside = old.with_name(f".{old.name}.{os.getpid()}")  # so that a kill leaves no half of it under its name

@@ -14,8 +14,8 @@ def import_libraries(plan: Plan) -> None:
     import transformers.modeling_utils  # noqa: F401
 
     steps = plan.steps
-    if steps.load.adapter is not None or registry.hook(registry.spec("methods", steps.attach.method), "peft"):
+    if steps.load.adapter is not None or registry.hook(registry.spec("methods", plan.settings.method.name), "peft"):
         import peft  # noqa: F401
-    quantizers = holding(steps.quantize, steps.load.config)
-    if "bitsandbytes" in {*quantizers, PACKAGES.get(steps.train.optimizer)}:
+    quantizers = holding(plan.settings.method.quantization, steps.load.config)
+    if "bitsandbytes" in {*quantizers, PACKAGES.get(plan.settings.stage.optimizer)}:
         import bitsandbytes  # noqa: F401

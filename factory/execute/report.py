@@ -101,7 +101,7 @@ def spent(step: str, said: str, reached: int | None) -> dict[str, Any]:
 
 def _is_estimated(plan: Plan) -> bool:
     """Whether the estimate is of what is done: steps of training or the perplexity's forward passes."""
-    return plan.verb == "train" or (plan.verb == "evaluate" and plan.steps.evaluate.perplexity)
+    return plan.verb == "train" or (plan.verb == "evaluate" and plan.settings.evaluate.perplexity)
 
 
 def _peak(run: Run) -> int | None:
@@ -124,7 +124,7 @@ def write_report(run: Run, status: str, result: dict[str, Any], error: str | Non
     advice = memory_as_estimated(report["memory"], run.plan.estimate.memory.total) if estimated else {}
     report |= {**result, "checks": {**run.checks, **advice}}
     if run.plan.verb == "train":
-        report["checks_level"] = run.plan.checks
+        report["checks_level"] = run.plan.settings.checks
     if status == "finished" and estimated:
         report["estimate"] = errors(run.plan.estimate, report["memory"], result.get("train"))
     report["warnings"] = run.heard.summary()

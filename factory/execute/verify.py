@@ -86,8 +86,8 @@ def _reward(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _benchmarks(plan: Plan) -> list[tuple[str, str]]:
-    asked, found = plan.steps.evaluate, list[tuple[str, str]]()
-    for name, each in asked.benchmarks.items():
+    asked, found = plan.settings.evaluate, list[tuple[str, str]]()
+    for name, each in plan.steps.evaluate.benchmarks.items():
         setting = f"evaluate.path={each.path}"
         if each.path is None or each.sha256 is None:
             continue
@@ -100,7 +100,7 @@ def _benchmarks(plan: Plan) -> list[tuple[str, str]]:
 
 def _harness(plan: Plan) -> list[tuple[str, str]]:
     asked = plan.steps.evaluate.harness
-    if asked is None or asked.path is None:
+    if asked is None:
         return []
     setting = f"evaluate.harness_path={asked.path}"
     if not Path(asked.path).is_dir():
@@ -140,4 +140,4 @@ def matter(plan: Plan) -> set[str]:
     """
     reward = rewards.named(plan.steps.train.own.get("reward") or "")
     judges = rewards.TRL.get(reward.name, ()) if reward is not None and reward.kind == "trl" else ()
-    return _MATTER | {*judges, *(() if plan.steps.evaluate.harness is None else ("lm-eval",))}
+    return _MATTER | {*judges, *(("lm-eval",) if plan.settings.evaluate.harness else ())}

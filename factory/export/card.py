@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from factory.config.own import without_place
-from factory.config.values import plain
+from factory.config.values import plain, to_tree
 from factory.export import spec
 from factory.export.reading import code, reading
 from factory.plan.plan import Plan, PlannedSource, read_plan
@@ -46,7 +46,7 @@ def card(plan: Plan, base: str = "") -> str:
 
 def title(plan: Plan, made: Plan | None) -> str:
     model = (made or plan).options.get("model", "model")
-    return f"{model} {without_place(made.method)} {without_place(made.steps.train.stage)}" if made else model
+    return f"{model} {without_place(made.method)} {without_place(made.settings.stage.name)}" if made else model
 
 
 def base_name(plan: Plan) -> str:
@@ -64,7 +64,7 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
         "pipeline_tag": "text-classification" if export.scores else _MODELS[class_of(plan.steps.load.config)][0],
-        "tags": ["factory", *(map(without_place, (made.method, made.steps.train.stage)) if made else ())],
+        "tags": ["factory", *(map(without_place, (made.method, made.settings.stage.name)) if made else ())],
     }
     if plan.steps.load.source == "hub":
         front["base_model"] = base
@@ -87,8 +87,10 @@ def _what(plan: Plan, made: Plan | None, base: str) -> str:
 
 def _data(made: Plan) -> str:
     rows = [_source(name, source) for name, source in made.steps.align.sources.items()]
-    held = made.steps.align.validation_fraction
-    beside = f"\n{100 * held:g} % of the rows were held out.\n" if held and made.steps.align.validation is None else ""
+    held = made.settings.data.validation_fraction
+    beside = (
+        f"\n{100 * held:g} % of the rows were held out.\n" if held and made.settings.data.validation is None else ""
+    )
     return f"## Data\n\n{_table(('set', 'from', 'format', 'bytes', 'sha256'), rows)}{beside}"
 
 
@@ -98,19 +100,22 @@ def _source(name: str, source: PlannedSource) -> tuple[str, ...]:
 
 
 def _plan(made: Plan) -> str:
-    train = made.steps.train
+    stage = made.settings.stage
     counted = made.estimate.parameters
     rows = [
         ("plan", made.digest()),
-        ("seed", str(made.seed)),
+        ("seed", str(made.settings.seed)),
         ("method", without_place(made.method)),
         ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
-        ("quantized base", f"{made.steps.quantize.bits} bits" if made.steps.quantize.bits else "no"),
-        ("chat template", without_place(made.steps.pack.template)),
+        (
+            "quantized base",
+            f"{made.settings.method.quantization.bits} bits" if made.settings.method.quantization.bits else "no",
+        ),
+        ("chat template", without_place(made.settings.model.template)),
         ("tokens a sequence", f"{made.steps.pack.max_length:,}"),
-        ("stage", without_place(train.stage)),
-        *((name.replace("_", " "), plain(getattr(train, name))) for name in _TRAINING),
-        *((f"method.{name}", plain(value)) for name, value in made.steps.attach.settings.items() if _tells(value)),
+        ("stage", without_place(stage.name)),
+        *((name.replace("_", " "), plain(getattr(stage, name))) for name in _TRAINING),
+        *((f"method.{name}", plain(value)) for name, value in to_tree(made.settings.method).items() if _tells(value)),
     ]
     return f"## Plan\n\n{_table(('', ''), rows)}"
 

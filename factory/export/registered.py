@@ -24,10 +24,10 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
     from mlflow import transformers
     from mlflow.exceptions import MlflowException
 
-    assert plan.export is not None and plan.export.register is not None and plan.tracking.mlflow is not None
+    assert plan.export is not None and plan.export.register is not None and plan.settings.tracking.mlflow is not None
     try:
-        client, experiment = connect(plan.tracking)
-        mlflow.set_tracking_uri(plan.tracking.mlflow)
+        client, experiment = connect(plan.settings.tracking)
+        mlflow.set_tracking_uri(plan.settings.tracking.mlflow)
         known = _run(plan, client)
         run = known or client.create_run(experiment, run_name=f"export {folder.name}").info
         mlflow.set_experiment(experiment_id=run.experiment_id)
@@ -75,7 +75,7 @@ def _run(plan: Plan, client: Any) -> Any:
     """What the server says of the run that trained the model; None: it has none."""
     from mlflow.exceptions import MlflowException
 
-    for run_id in run_ids(RunFolder(plan.exported.run)) if plan.exported.run else ():
+    for run_id in run_ids(RunFolder(plan.settings.export.run)) if plan.settings.export.run else ():
         with suppress(MlflowException):
             return client.get_run(run_id).info
     return None

@@ -118,12 +118,12 @@ class Vllm(Scheduled):
             tokenizer=path,
             revision=load.revision,
             dtype=load.dtype,
-            seed=plan.seed,
+            seed=plan.settings.seed,
             max_model_len=context,
             max_num_seqs=asked.batch,
             max_num_batched_tokens=max(asked.prefill, asked.batch),
             enable_chunked_prefill=True,
-            trust_remote_code=load.trust_remote_code,
+            trust_remote_code=plan.settings.model.trust_remote_code,
             **more,
         )
         self.context = context

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from factory.architecture import Architecture
 from factory.optimizers.run import build, trained
 from factory.optimizers.several import Hooked, Layerwise, Several
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 
 AT_ONCE = 2**24  # elements of the matrices whose projectors are drawn together: LAPACK takes some five times as much
 MULTIPLIED = 2**22  # elements of the matrices that are stacked for one product with their projectors
@@ -21,23 +20,23 @@ STEPPED = 2**28  # elements of the matrices whose projected gradients go through
 def around(
     kind: "type[LowRank]",
     projected: Callable[[Architecture], set[str]],
-    in_the_pass: Callable[[Any, Train], bool] = lambda settings, plan: False,
+    in_the_pass: Callable[[Any, Compiled], bool] = lambda settings, plan: False,
 ) -> Callable[..., Any]:
     """Return a method's `optimizer`: one of this kind for the projected tensors, and the plain one for the others.
 
     `in_the_pass`: whether gradients are projected within the backward pass.
     """
 
-    def optimizer(model: Any, settings: Any, plan: Train, arch: Architecture) -> Any:
+    def optimizer(model: Any, settings: Any, plan: Compiled, arch: Architecture) -> Any:
         named, wanted = trained(model), projected(arch)
         low = {name: value for name, value in named.items() if name in wanted}
         rest = {name: value for name, value in named.items() if name not in wanted}
         if settings.layerwise:
             each = {name: kind(settings, plan, arch, {name: value}) for name, value in low.items()}
-            each |= {name: build({name: value}, plan, arch) for name, value in rest.items()}
+            each |= {name: build({name: value}, plan.settings.stage, arch) for name, value in rest.items()}
             return Layerwise(each, settings.max_grad_norm_per_tensor)
         matrices = kind(settings, plan, arch, low)
-        others = [build(rest, plan, arch)] if rest else []
+        others = [build(rest, plan.settings.stage, arch)] if rest else []
         if in_the_pass(settings, plan):
             return ProjectedInThePass(others, rest, matrices)
         return Several([*others, matrices])
@@ -115,15 +114,18 @@ class LowRank(ABC):
     factor = 1.0
     reads_gradient: ClassVar[bool] = False  # whether `direction` reads the matrix's own, so that it stays until then
 
-    def __init__(self, settings: Any, plan: Train, arch: Architecture, matrices: dict[str, Tensor]):
+    def __init__(self, settings: Any, plan: Compiled, arch: Architecture, matrices: dict[str, Tensor]):
         self.rank, self.interval, self.scale = settings.rank, settings.update_interval, settings.scale
         self.matrices = matrices
-        group = {"params": list(matrices.values()), "lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+        stage = plan.settings.stage
+        group = {"params": list(matrices.values()), "lr": stage.learning_rate, "weight_decay": stage.weight_decay}
         self.param_groups: list[dict[str, Any]] = [group]
         self.stand_ins = {
             name: torch.nn.Parameter(torch.empty(0, device=value.device)) for name, value in matrices.items()
         }
-        self.inner = build({**self.stand_ins}, replace(plan, learning_rate=1.0, weight_decay=0.0), arch)
+        self.inner = build(
+            {**self.stand_ins}, stage.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.0}), arch
+        )
         self.steps = dict.fromkeys(matrices, 0)
         self.projectors: dict[str, Tensor] = {}
         self.low: dict[str, Tensor] = {}  # this step's gradients, projected

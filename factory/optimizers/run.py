@@ -8,31 +8,32 @@ import torch
 from torch import Tensor
 
 from factory.architecture import Architecture
+from factory.config.settings import Stage
 from factory.optimizers.several import Several
 from factory.optimizers.spec import is_hidden, is_matrix
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 
 Named = dict[str, Tensor]
 Ratio = Callable[[str], float]
 Groups = list[dict[str, Any]]
-Builder = Callable[[Named, Train, Architecture, Ratio], Any]
+Builder = Callable[[Named, Stage, Architecture, Ratio], Any]
 
 
 def one(_name: str) -> float:
     return 1.0
 
 
-def plain(model: Any, settings: Any, plan: Train, arch: Architecture, ratio: Ratio = one) -> Any:
+def plain(model: Any, settings: Any, plan: Compiled, arch: Architecture, ratio: Ratio = one) -> Any:
     """The optimizer of `stage.optimizer` over what requires a gradient; `ratio` is a tensor's share of the rate."""
-    return build(trained(model), plan, arch, ratio)
+    return build(trained(model), plan.settings.stage, arch, ratio)
 
 
 def trained(model: Any) -> Named:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build(named: Named, plan: Train, arch: Architecture, ratio: Ratio = one) -> Any:
-    return BUILDERS[plan.optimizer](named, plan, arch, ratio)
+def build(named: Named, stage: Stage, arch: Architecture, ratio: Ratio = one) -> Any:
+    return BUILDERS[stage.optimizer](named, stage, arch, ratio)
 
 
 def grouped(named: Named, weight_decay: float, ratio: Ratio) -> Groups:
@@ -75,14 +76,14 @@ def _moments(parameter: Tensor) -> dict[str, Tensor]:
 def _of(path: str, **constants: Any) -> Builder:
     """`module:class`, imported when it is built."""
 
-    def builder(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
+    def builder(named: Named, stage: Stage, arch: Architecture, ratio: Ratio) -> Any:
         optimizer = resolve_name(path)
-        return optimizer(grouped(named, plan.weight_decay, ratio), lr=plan.learning_rate, **constants)
+        return optimizer(grouped(named, stage.weight_decay, ratio), lr=stage.learning_rate, **constants)
 
     return builder
 
 
-def _muon(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
+def _muon(named: Named, stage: Stage, arch: Architecture, ratio: Ratio) -> Any:
     """Muon (Jordan 2024) for hidden matrices, AdamW for the rest.
 
     Muon's step is scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982, equation 4), so one rate serves both.
@@ -91,7 +92,7 @@ def _muon(named: Named, plan: Train, arch: Architecture, ratio: Ratio) -> Any:
     rest = {name: value for name, value in named.items() if name not in hidden}
     muon = _of("torch.optim:Muon", adjust_lr_fn="match_rms_adamw")
     parts = ((muon, hidden), (BUILDERS["adamw"], rest))
-    return Several([builder(part, plan, arch, ratio) for builder, part in parts if part])
+    return Several([builder(part, stage, arch, ratio) for builder, part in parts if part])
 
 
 _BITSANDBYTES = {"adamw": "AdamW", "ademamix": "AdEMAMix", "lion": "Lion"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from factory.architecture import Architecture
 from factory.optimizers.run import build, trained
 from factory.optimizers.several import Hooked
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 
 
 class Turns(Hooked):
@@ -19,7 +19,7 @@ class Turns(Hooked):
     too small for their type is not lost, when the turn is over neither. A tensor may be its own copy.
     """
 
-    def __init__(self, model: Any, plan: Train, arch: Architecture):
+    def __init__(self, model: Any, plan: Compiled, arch: Architecture):
         super().__init__([])
         self.tensors = trained(model)
         self.plan, self.arch = plan, arch
@@ -52,7 +52,7 @@ class Turns(Hooked):
                 part = self.part(name, tensor.detach())
                 own = part.data_ptr() == tensor.data_ptr()
                 self.copies[name] = tensor if own else torch.nn.Parameter(part)
-        self.optimizers = [build(self.copies, self.plan, self.arch)]
+        self.optimizers = [build(self.copies, self.plan.settings.stage, self.arch)]
 
     def _take(self, name: str, tensor: Tensor) -> None:
         """Gives the copy its gradient, added up over the micro-steps in its own type, and frees the tensor's."""

@@ -13,8 +13,7 @@ from factory.config import registry
 from factory.config.hub import COMMIT
 from factory.config.line import name_of
 from factory.config.refusal import Refusal, UserError, refusal
-from factory.config.settings import Settings
-from factory.config.values import to_tree
+from factory.config.settings import GROUPS, Settings
 from factory.config.words import size
 from factory.estimate import speed
 from factory.estimate.memory import offloaded, on_host
@@ -60,6 +59,7 @@ def compile(settings: Settings, facts: Facts, *, training: bool) -> plan.Plan | 
         return refusals or found
     warnings = tuple(_warning(refusal) for refusal in found)
     made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training), training=training)
+    made = replace(made, settings=_of_run(case.settings))  # and not what was tried for it
     lacking = [*fitting.against_memory(made), *fitting.against_host(case, *offloaded(_tuned(case, made.steps)))]
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
@@ -96,10 +96,20 @@ def _model_name(settings: Settings) -> str:
     return settings.options.get("model", "") if own else settings.model.path.rstrip("/").rpartition("/")[2]
 
 
-def _options(settings: Settings) -> dict[str, str]:
-    """Of the groups that the verb reads."""
+def _of_run(settings: Settings) -> Settings:
+    """Return what a run reads: no place, and no group of a verb other than `export`."""
     unread = () if settings.verb in choices.WRITES else writing.GROUPS
-    return {group: option for group, option in settings.options.items() if group not in unread}
+    options = {group: option for group, option in settings.options.items() if group not in unread}
+    of_verbs = {name for name, field in Settings.model_fields.items() if name in GROUPS and not field.is_required()}
+    if settings.verb == "export":
+        of_verbs -= {"export"}
+    return settings.model_copy(
+        update={
+            **dict.fromkeys(of_verbs),
+            "run_dir": "",
+            "options": options | {"model": _model_name(settings)},
+        }
+    )
 
 
 def _warning(refusal: Refusal) -> str:
@@ -113,7 +123,6 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
     steps = plan.Steps(
         load=_load(case, numbers),
         patch=_patch(case, pack.max_length, notes),
-        quantize=settings.method.quantization,
         attach=_attach(case, numbers, shapes),
         align=_align(case),
         pack=pack,
@@ -146,12 +155,7 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
     warnings += tuple(_not_pinned(case))
     return plan.Plan(
         version=plan.VERSION,
-        verb=settings.verb,
-        options=_options(settings) | {"model": _model_name(settings)},
-        overrides=settings.overrides,
-        config_dirs=settings.config_dirs,
-        seed=settings.seed,
-        checks=settings.checks,
+        settings=settings,
         steps=steps,
         export=exporting.planned(case) if settings.verb == "export" else None,
         estimate=_estimate(case, numbers, steps, training=training),
@@ -159,7 +163,6 @@ def _plan(case: Case, warnings: tuple[str, ...], *, training: bool) -> plan.Plan
         warnings=warnings + bases.warnings(case),
         packages=case.facts.machine.packages,
         own=case.facts.own,
-        tracking=settings.tracking,
     )
 
 
@@ -183,32 +186,33 @@ def _replaced(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _tuned(case: Case, steps: plan.Steps) -> Tuned:
-    return Tuned(arch=case.arch, spec=case.method_spec, method=case.settings.method, steps=steps)
+    return Tuned(
+        arch=case.arch, spec=case.method_spec, method=case.settings.method, settings=case.settings, steps=steps
+    )
 
 
 def _estimate(case: Case, numbers: Numbers, steps: plan.Steps, *, training: bool) -> plan.Estimate:
     machine = case.facts.machine
     judge = registry.hook(case.stage_spec, "reward_bytes")
+    tuned = _tuned(case, steps)
     return estimate(
-        _tuned(case, steps),
+        tuned,
         _sizes(case),
         capacity=fitting.capacity(case, training=training),
         frozen=judge(case, numbers.trained, numbers.frozen) if judge else 0,
         cuda="cuda" in machine.packages,
-        where=speed.device(machine, steps, case.settings.hardware.card),
+        where=speed.device(machine, tuned, case.settings.hardware.card),
         measured=case.facts.measured,
     )
 
 
 def _load(case: Case, numbers: Numbers) -> plan.Load:
-    model, asked = case.model, case.settings.model
+    model = case.model
     return plan.Load(
         source=model.source,
         path=model.path,
         revision=model.revision,
         fingerprint=model.fingerprint,
-        trust_remote_code=asked.trust_remote_code,
-        allow_pickle=asked.allow_pickle,
         adapter=model.adapter and model.adapter.path,
         adapter_fingerprint=model.adapter and model.adapter.fingerprint,
         reward=case.facts.reward and case.facts.reward.path,
@@ -223,7 +227,7 @@ def _load(case: Case, numbers: Numbers) -> plan.Load:
 
 
 def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
-    model, compute, rows = case.settings.model, case.settings.compute, case.vocabulary
+    compute, rows = case.settings.compute, case.vocabulary
     (attention, why), context, recomputed = choices.attention(case), _context(case), compute.activation_checkpointing
     assert recomputed != "auto", "`fitting` decides it"
     if compute.kernels == "unsloth" and case.settings.verb == "train":
@@ -240,12 +244,9 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
         group_size=_group_size(case, length, notes) if attention == "s2" else None,
         activation_checkpointing=recomputed,
         recomputed_layers=choices.recomputed_layers(case) if recomputed else None,
-        compile=compute.compile,
         kernels=kernels,
-        rope_scaling=model.rope_scaling,
         rope_factor=max(1.0, length / context),
         context_length=context,
-        new_tokens=model.new_tokens,
         rows=rows.before,
         vocabulary=rows.after,
         new_rows=(rows.new.start, rows.new.stop),
@@ -253,9 +254,8 @@ def _patch(case: Case, length: int, notes: list[str]) -> plan.Patch:
 
 
 def _attach(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> plan.Attach:
-    method = case.settings.method
     trainable = elements((shapes | case.heads).values())
-    return plan.Attach(method=method.name, settings=to_tree(method), dtype=numbers.trained, trainable=trainable)
+    return plan.Attach(dtype=numbers.trained, trainable=trainable)
 
 
 def _evaluate(case: Case, length: int, notes: list[str]) -> plan.Evaluate:
@@ -266,31 +266,15 @@ def _evaluate(case: Case, length: int, notes: list[str]) -> plan.Evaluate:
         why = "the model that Unsloth trains writes none; `factory chat run=FOLDER` does afterwards"
     if why is not None:
         notes.append(f"evaluate.samples: 0, as {why}")
-    values: dict[str, Any] = to_tree(asked)
+    tasks = case.facts.harness
     return plan.Evaluate(
-        **{name: value for name, value in values.items() if name not in ("path", "harness_path", "harness_shots")}
-        | {
-            "stride": evaluating.stride(asked, length),
-            "samples": asked.samples if why is None else 0,
-            "metrics": asked.metrics,
-            "benchmarks": {
-                name: plan.PlannedBenchmark(path=found.path, questions=found.questions, sha256=found.sha256)
-                for name, found in case.facts.benchmarks.items()
-            },
-            "harness": _harness(case),
-        }
-    )
-
-
-def _harness(case: Case) -> plan.PlannedHarness | None:
-    asked, found = case.settings.evaluate, case.facts.harness
-    if not asked.harness:
-        return None
-    return plan.PlannedHarness(
-        tasks=tuple(dict.fromkeys(asked.harness)),
-        path=found and found.path,
-        sha256=found and found.sha256,
-        shots=asked.harness_shots,
+        stride=evaluating.stride(asked, length),
+        samples=asked.samples if why is None else 0,
+        benchmarks={
+            name: plan.PlannedBenchmark(path=found.path, questions=found.questions, sha256=found.sha256)
+            for name, found in case.facts.benchmarks.items()
+        },
+        harness=tasks and plan.PlannedHarness(path=tasks.path, sha256=tasks.sha256),
     )
 
 
@@ -426,16 +410,12 @@ def _group_size(case: Case, length: int, notes: list[str]) -> int:
 
 
 def _train(case: Case, numbers: Numbers) -> plan.Train:
-    stage = case.settings.stage
-    shared: dict[str, Any] = {name: getattr(stage, name) for name in choices.SHARED - {"name", "resume"}}
     return plan.Train(
-        stage=stage.name,
         own=choices.own_keys(case),
         reference=_reference(case),
         autocast=numbers.autocast,
         threads=choices.threads(case),
         ranks=ranks.planned(case, read_as=numbers.frozen, trained_as=numbers.trained, autocast=numbers.autocast),
-        **shared,
     )
 
 

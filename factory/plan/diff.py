@@ -10,7 +10,7 @@ from typing import Any
 from factory.config.refusal import refuse
 from factory.config.values import plain, to_tree
 from factory.execute.verify import matter
-from factory.plan.plan import Plan, read_plan
+from factory.plan.plan import Plan, read_plan, tree_of
 from factory.run.folder import RunFolder, is_mlflow_id
 from factory.tracking import from_mlflow
 
@@ -21,7 +21,7 @@ _EXAMPLE = "--diff outputs/DATE/ONE outputs/DATE/OTHER"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A key of plan.yaml, without `steps.`, and its two values."""
+    """A key of plan.yaml, without `settings.` and `steps.`, and its two values."""
 
     key: str
     one: Any
@@ -42,7 +42,7 @@ class Differences:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A key of plan.yaml, without `steps.`, and its value in each of several plans."""
+    """A key of plan.yaml, without `settings.` and `steps.`, and its value in each of several plans."""
 
     key: str
     values: tuple[Any, ...]
@@ -59,7 +59,7 @@ class Spreads:
 
 def among(plans: Sequence[Plan]) -> Spreads:
     """The keys that are not the same in all of the plans."""
-    found, versions = _spread([to_tree(plan) for plan in plans]), _versions(plans)
+    found, versions = _spread([tree_of(plan) for plan in plans]), _versions(plans)
     return Spreads(
         asked=tuple(each for each in found if each.key.startswith("options.")),
         decisive=_spread([plan.decisive() for plan in plans]),
@@ -70,7 +70,7 @@ def among(plans: Sequence[Plan]) -> Spreads:
 def differences(one: Plan, other: Plan) -> Differences:
     decisive = _between(one.decisive(), other.decisive())
     decided = {found.key for found in decisive}
-    found = [each for each in _between(to_tree(one), to_tree(other)) if each.key not in decided]
+    found = [each for each in _between(tree_of(one), tree_of(other)) if each.key not in decided]
     of_versions = _versions([one, other])
     versions = [each for each in found if each.key in of_versions]
     asked = [each for each in found if each.key.startswith(_ASKED)]
@@ -152,6 +152,6 @@ def flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         where = f"{path}.{name}" if path else name
         if isinstance(value, dict) and value:
-            yield from flat(value, "" if where == "steps" else where)
+            yield from flat(value, "" if where in ("settings", "steps") else where)
         else:
             yield where, value

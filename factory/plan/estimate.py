@@ -11,7 +11,7 @@ from factory.estimate.tuned import Tuned
 from factory.methods.lora.targets import PREFIX
 from factory.optimizers.spec import products
 from factory.plan.facts import Measured
-from factory.plan.plan import Estimate, Pack, Parameters, Range, Train
+from factory.plan.plan import Estimate, Parameters, Range, micro_batches
 from factory.stages.rows import rows_per_step
 from factory.stages.rows import sequences as sequences_of
 
@@ -71,41 +71,43 @@ def estimate(
     `where` the run would be.
     """
     steps, pack, train = tuned.steps, tuned.steps.pack, tuned.steps.train
+    settings = tuned.settings
     found = parameters(tuned.arch, tuned.everything)
     assert found.trainable == steps.attach.trainable
     length = pack.max_length
     if not pack.packing and not sizes.shows:
         length = min(length, ceil(sizes.longest_bytes / _MOST) + _MARKS)
-    stage = registry.spec("stages", train.stage)
+    stage = registry.spec("stages", settings.stage.name)
     sampled = registry.hook(stage, "rollout_bytes")
     rolled = sampled(train.own, tuned.arch, steps.load.dtype, length) if sampled else 0
     length += stage.new_tokens(train.own) if sampled else 0
-    sequences, planned = sequences_of(train), _steps(sizes, pack, train)
-    rows = train.batch_size * sequences
+    sequences, planned = sequences_of(tuned), _steps(sizes, tuned)
+    rows = settings.stage.batch_size * sequences
     made = Estimate(
         parameters=found,
         memory=memory(tuned, rows=rows, length=length, capacity=capacity, frozen=frozen, rolled=rolled, cuda=cuda),
         steps=planned,
         flops_per_step=round(_flops(tuned, length, sequences, registry.hook(stage, "JUDGED", 0))),
-        tokens_per_step=length * sequences * rows_per_step(train),
-        tokens=None if sampled else _tokens(sizes, pack, train, planned, length * sequences),
+        tokens_per_step=length * sequences * rows_per_step(tuned),
+        tokens=None if sampled else _tokens(sizes, tuned, planned, length * sequences),
         speed=None,
         seconds=None,
     )
-    made = replace(made, speed=speed.speed(made, steps, where, measured))
+    made = replace(made, speed=speed.speed(made, tuned, where, measured))
     return replace(made, seconds=speed.seconds(made))
 
 
-def _tokens(sizes: Sizes, pack: Pack, train: Train, steps: Range, longest: int) -> Range | None:
+def _tokens(sizes: Sizes, tuned: Tuned, steps: Range, longest: int) -> Range | None:
     """Of all steps, where no row is dropped; None where neither the rows' bytes are known nor sequences are filled."""
-    rows, sequences = sizes.rows.high, rows_per_step(train)
-    if pack.packing and not pack.isolate_documents and train.max_steps is not None:
-        return Range(low=train.max_steps * sequences * longest, high=train.max_steps * sequences * longest)
+    pack, stage = tuned.steps.pack, tuned.settings.stage
+    rows, sequences = sizes.rows.high, rows_per_step(tuned)
+    if pack.packing and not pack.isolate_documents and stage.max_steps is not None:
+        return Range(low=stage.max_steps * sequences * longest, high=stage.max_steps * sequences * longest)
     if sizes.bytes is None or rows is None:
         return None
-    taken = train.num_epochs if train.max_steps is None else train.max_steps * sequences / rows
-    if pack.packing and train.max_steps is not None:  # a sequence holds several rows, up to its length
-        return Range(low=train.max_steps * sequences * longest // 2, high=train.max_steps * sequences * longest)
+    taken = stage.num_epochs if stage.max_steps is None else stage.max_steps * sequences / rows
+    if pack.packing and stage.max_steps is not None:  # a sequence holds several rows, up to its length
+        return Range(low=stage.max_steps * sequences * longest // 2, high=stage.max_steps * sequences * longest)
     copies = 1 if pack.packing else ceil(longest / pack.max_length)
     high = ceil(taken * rows) * longest if sizes.shows else ceil(taken * copies * (sizes.bytes / _MOST + _MARKS * rows))
     if not pack.packing and steps.high is not None:
@@ -119,14 +121,14 @@ def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     Answers that are rolled out are each sampled, read by the policy before, and trained several times. Each process
     makes the optimizer's own products.
     """
-    train = tuned.steps.train
+    train, stage = tuned.steps.train, tuned.settings.stage
     forward = flops.forward(tuned.expanded, length)
     patch = tuned.steps.patch
     again = 0 if patch.activation_checkpointing == "selective" else patch.recomputed(tuned.expanded.layers)
     trained = flops.trained(tuned.expanded, tuned.shapes, length, again)
     a_sample = trained * sequences + forward * judged  # of a token of it
-    update = products(train.optimizer, tuned.everything, tuned.expanded) * train.ranks.processes
-    rows = train.batch_size * train.micro_batches  # of an update
+    update = products(stage.optimizer, tuned.everything, tuned.expanded) * tuned.settings.hardware.num_processes
+    rows = stage.batch_size * micro_batches(tuned.settings)  # of an update
     if "rollout_batch_size" not in train.own:
         return a_sample * length * rows + update
     answers, epochs = train.own["rollout_batch_size"], train.own["update_epochs"]
@@ -134,18 +136,19 @@ def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     return each * answers * length + epochs * ceil(answers / rows) * update
 
 
-def _steps(sizes: Sizes, pack: Pack, train: Train) -> Range:
-    if train.max_steps is not None:
-        return Range(low=train.max_steps, high=train.max_steps)
+def _steps(sizes: Sizes, tuned: Tuned) -> Range:
+    pack, stage = tuned.steps.pack, tuned.settings.stage
+    if stage.max_steps is not None:
+        return Range(low=stage.max_steps, high=stage.max_steps)
     low, high = sizes.rows.low, sizes.rows.high
     if pack.packing and sizes.bytes is not None and high is not None:  # at most a token a byte
         low, packed = ceil(sizes.bytes / _FEWEST / pack.max_length), ceil(sizes.bytes / pack.max_length) + 1
         high = min(packed, high) if pack.isolate_documents else packed
     elif pack.packing and not pack.isolate_documents:
         high = None  # a long document is many sequences
-    sequences = rows_per_step(train)
+    sequences = rows_per_step(tuned)
 
     def steps(rows: int) -> int:
-        return max(1, ceil(train.num_epochs * ceil(rows / sequences)))
+        return max(1, ceil(stage.num_epochs * ceil(rows / sequences)))
 
     return Range(low=steps(low), high=None if high is None else steps(high))

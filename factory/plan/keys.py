@@ -1,22 +1,17 @@
 """The keys of a plan by the names that a user sets them by, where there is one."""
 
-from factory.config.settings import Compute, Data, Hardware, Model, Quantization, Source, Stage
+from factory.config.settings import Compute, Data, Hardware, Model, Source
 
 # where the keys of a plan are set, and the schema that knows which of them are; None: all are
 _SET: tuple[tuple[str, str, type | None], ...] = (
     ("options.", "", None),
     ("load.", "model.", Model),
     ("patch.", "compute.", Compute),
-    ("patch.", "model.", Model),
-    ("quantize.", "method.quantization.", Quantization),
-    ("attach.settings.", "method.", None),
     ("align.sources.", "data.sources.", Source),
     ("align.", "data.", Data),
     ("pack.", "data.", Data),
     ("pack.", "model.", Model),
     ("train.own.", "stage.", None),
-    ("train.ranks.", "hardware.", Hardware),
-    ("train.", "stage.", Stage),
     ("train.", "hardware.", Hardware),
 )
 _NAMED = ("align.sources.",)  # of which each has a name before its keys

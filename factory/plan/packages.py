@@ -124,10 +124,11 @@ def _of_tool(name: str) -> Iterator[Needs]:
 
 
 def _of_plan(plan: Plan) -> Iterator[Needs]:
-    steps, quantizer = plan.steps, plan.steps.quantize
-    optimizer = steps.train.optimizer if plan.verb == "train" else None
+    steps, settings = plan.steps, plan.settings
+    optimizer = settings.stage.optimizer if plan.verb == "train" else None
     yield from _of_choices(optimizer, steps.patch.attention, steps.patch.kernels)
-    if quantizer.bits is not None:
-        yield from _of_quantizer("method.quantization.method", quantizer.method, quantizer.method)
+    if settings.method.quantization.bits is not None:
+        quantizer = settings.method.quantization.method
+        yield from _of_quantizer("method.quantization.method", quantizer, quantizer)
     yield from _of_quantizer("model.path", steps.load.path, checkpoint_quantizer(steps.load.config))
-    yield from _of_run(steps.evaluate.harness.tasks if steps.evaluate.harness else (), steps.train.ranks.strategy)
+    yield from _of_run(settings.evaluate.harness, settings.hardware.strategy)

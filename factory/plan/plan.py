@@ -3,28 +3,41 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import yaml
 
 from factory.config.parsed import json_of, yaml_of
 from factory.config.refusal import UserError, refuse
-from factory.config.settings import Checks, ExportQuantization, Quantization, Strategy, Tracking
+from factory.config.settings import ExportQuantization, Settings, Verb
 from factory.config.values import plain, record, to_tree
 
 _plan_broken = partial(refuse, "plan-broken", because="a plan is one", fix="compile again with the same overrides")
 
-VERSION = 20
-# of `train`: what a run that is continued may set anew. A bad update is told in the report, whatever is done about it
-_CHANGE_NO_RESULT = ("logging_steps", "save_steps", "save_total_limit", "on_bad_update", "max_skipped_updates")
+VERSION = 21
+# what decides the result of the settings that no step resolves; a bad update is told in the report, whatever is done
+# about it
+_DECISIVE: dict[str, tuple[str, ...]] = {
+    "model": ("trust_remote_code", "allow_pickle", "rope_scaling", "new_tokens"),
+    "stage": (
+        *("name", "learning_rate", "num_epochs", "max_steps", "batch_size", "gradient_accumulation_steps"),
+        *("optimizer", "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm"),
+        *("eval_steps", "load_best_model_at_end", "metric_for_best_model"),
+        *("early_stopping_patience", "early_stopping_threshold", "spike_factor", "spike_norm"),
+    ),
+    "compute": ("compile",),
+    "evaluate": (
+        *("perplexity", "rows", "generation", "metrics", "temperature", "max_new_tokens", "shots", "chat"),
+        *("harness", "harness_shots", "max_samples", "batch_size"),
+    ),
+}
 # of `patch`: computed twice or once, an activation is the same
 _RECOMPUTATION = ("activation_checkpointing", "recomputed_layers")
 # of `export`: all but the places
 _OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
-Verb = Literal["train", "evaluate", "export", "chat", "serve"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 Recomputed = bool | Literal["selective"]  # which activations: all, or all but the products of matrices
@@ -43,8 +56,6 @@ class Load:
     path: str
     revision: str | None
     fingerprint: str
-    trust_remote_code: bool
-    allow_pickle: bool
     adapter: str | None  # a saved one, whose weights the new one starts from
     adapter_fingerprint: str | None
     reward: str | None  # a saved reward model that scores answers
@@ -63,12 +74,9 @@ class Patch:
     group_size: int | None  # of s2 attention
     activation_checkpointing: Recomputed
     recomputed_layers: int | None  # the first of the decoder's; None: all
-    compile: bool
     kernels: str
-    rope_scaling: str
     rope_factor: float
     context_length: int
-    new_tokens: tuple[str, ...]
     rows: int  # of the embedding as it is read
     vocabulary: int  # rows of the embedding as it is trained
     new_rows: tuple[int, int]  # the ids that nobody has trained yet: from, up to
@@ -85,10 +93,8 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach:
-    """`settings` are the method's own; `trainable` counts elements, and the executor holds the model to it."""
+    """`trainable` counts elements, and the executor holds the model to it."""
 
-    method: str
-    settings: dict[str, Any]
     dtype: Dtype
     trainable: int
 
@@ -174,60 +180,22 @@ class Pack:
 class Ranks:
     """The processes that train together. `by_node` says in words what each node does.
 
-    `timeout`: seconds that they wait for one that does not come. `sharded_loading`: each reads its slices of the
-    weights' files only.
+    `sharded_loading`: each reads its slices of the weights' files only.
     `configuration` is what the engine is given, whole: DeepSpeed's own, or the arguments of torch's ddp or fully_shard.
     """
 
-    strategy: Strategy
-    processes: int
-    nodes: int
-    offload: bool
-    timeout: int
     sharded_loading: bool
     configuration: dict[str, Any]
     by_node: tuple[str, ...]
 
-    @property
-    def of_node(self) -> int:
-        return self.processes // self.nodes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    stage: str
     own: dict[str, Any]  # the stage's own keys
     reference: Before | None  # what the loss measures the change from, if anything
-    learning_rate: float
-    num_epochs: float
-    max_steps: int | None
-    batch_size: int
-    gradient_accumulation_steps: int
-    optimizer: str
-    lr_scheduler: str
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float | None
-    logging_steps: int
-    save_steps: int | None
-    save_total_limit: int
-    eval_steps: int | None
-    load_best_model_at_end: bool
-    metric_for_best_model: str
-    early_stopping_patience: int | None
-    early_stopping_threshold: float
-    on_bad_update: Literal["stop", "skip", "warn"]
-    spike_factor: float | None
-    spike_norm: float | None
-    max_skipped_updates: int
     autocast: Dtype | None
     threads: int
     ranks: Ranks
-
-    @property
-    def micro_batches(self) -> int:
-        """Of an optimizer step, on all ranks together."""
-        return self.gradient_accumulation_steps * self.ranks.processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,35 +212,20 @@ class PlannedBenchmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedHarness:
-    """What lm-evaluation-harness asks. `tasks`: names of its tasks, groups and tags, or of the user's.
+    """The user's folder of task files for lm-evaluation-harness, and a hash of these."""
 
-    `path` is the user's folder of task files, `sha256` a hash of these. `shots` None: as each task's file says.
-    """
-
-    tasks: tuple[str, ...]
-    path: str | None
-    sha256: str | None
-    shots: int | None
+    path: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
-    """`stride`: tokens of a window after the first that count. `metrics`: those of generated answers, if any."""
+    """`stride`: tokens of a window after the first that count. `samples`: 0 of a model that writes no answers."""
 
-    perplexity: bool
-    rows: Literal["held_out", "train"]
     stride: int
     samples: int
-    generation: bool
-    metrics: tuple[str, ...]
-    temperature: float
-    max_new_tokens: int
     benchmarks: dict[str, PlannedBenchmark]
-    shots: int
-    chat: bool
     harness: PlannedHarness | None
-    max_samples: int | None
-    batch_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,11 +257,10 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """The eight steps as a user reads them; the executor orders them by what they need."""
+    """What compile resolved of each step; settings are read from the plan's."""
 
     load: Load
     patch: Patch
-    quantize: Quantization
     attach: Attach
     align: Align
     pack: Pack
@@ -404,15 +356,25 @@ class Estimate:
     seconds: Span | None
 
 
+class Compiled(Protocol):
+    """Settings, with the steps that they resolve to: a plan, or what is estimated before there is one."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def steps(self) -> Steps: ...
+
+
+def micro_batches(settings: Settings) -> int:
+    """Return how many micro-batches an optimizer step has, on all ranks together."""
+    return settings.stage.gradient_accumulation_steps * settings.hardware.num_processes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     version: int
-    verb: Verb
-    options: dict[str, str]  # the chosen option of each group
-    overrides: tuple[str, ...]
-    config_dirs: tuple[str, ...]  # the folders of options of the user's own
-    seed: int
-    checks: Checks  # which proofs a training run makes
+    settings: Settings
     steps: Steps
     export: Export | None  # of the verb `export`
     estimate: Estimate
@@ -420,7 +382,23 @@ class Plan:
     warnings: tuple[str, ...]
     packages: dict[str, str]
     own: dict[str, str]  # files of the user's by their paths, and functions by their names, with hashes
-    tracking: Tracking
+
+    @property
+    def verb(self) -> Verb:
+        return self.settings.verb
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The chosen option of each group."""
+        return self.settings.options
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return self.settings.overrides
+
+    @property
+    def config_dirs(self) -> tuple[str, ...]:
+        return self.settings.config_dirs
 
     @property
     def exported(self) -> Export:
@@ -431,8 +409,12 @@ class Plan:
     @property
     def method(self) -> str:
         """What trains, as it was asked for: of `method=dora` the code is lora's. A file of the user's by its path."""
-        own = self.steps.attach.method
+        own: str = self.settings.method.name
         return own if own in self.own else self.options.get("method", own)
+
+    def with_settings(self, **changes: Any) -> "Plan":
+        """Return the plan with other settings, as `tracking`: with none that a step was resolved from."""
+        return replace(self, settings=self.settings.model_copy(update=changes))
 
     def digest(self) -> str:
         """A hash of what changes the result: not of places, of tracking, of logging, or of the estimate.
@@ -452,15 +434,13 @@ class Plan:
     def decisive(self) -> dict[str, Any]:
         """What the digest is a hash of."""
         steps = to_tree(self.steps)
-        del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"], steps["train"]["threads"]
+        del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"]
+        del steps["train"]["threads"], steps["train"]["ranks"]
         steps["train"]["own"].pop("reward_model", None)
-        for name in (*_CHANGE_NO_RESULT, "ranks"):
-            del steps["train"][name]
         for name in _RECOMPUTATION:
             del steps["patch"][name]
         if self.steps.align.order:  # the digest sorts keys: of one source, or none, it stays what it was
             steps["align"]["order"] = self.steps.align.order
-        steps["train"]["gradient_accumulation_steps"] = self.steps.train.micro_batches
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             if source["sha256"] is not None:  # else its name is all that tells it from another
                 del source["path"]
@@ -468,25 +448,42 @@ class Plan:
             del steps["evaluate"]["harness"]["path"]
         if steps["load"]["source"] in ("folder", "gguf"):
             steps["load"]["revision"] = None
-        found = {"version": self.version, "verb": self.verb, "seed": self.seed, "steps": steps, "own": self.own}
+        settings = {
+            group: {name: to_tree(getattr(getattr(self.settings, group), name)) for name in names}
+            for group, names in _DECISIVE.items()
+        }
+        settings["method"] = to_tree(self.settings.method)
+        settings["stage"]["gradient_accumulation_steps"] = micro_batches(self.settings)
+        found = {"version": self.version, "verb": self.verb, "seed": self.settings.seed}
+        found |= {"settings": settings, "steps": steps, "own": self.own}
         if self.export is None:
             return found
         return found | {"export": {name: getattr(self.export, name) for name in _OF_WHAT_IS_WRITTEN}}
 
 
+def tree_of(plan: Plan) -> dict[str, Any]:
+    """The plan as plan.yaml has it."""
+    tree = to_tree(plan)
+    del tree["settings"]["run_dir"]
+    tree["settings"] = {name: part for name, part in tree["settings"].items() if part is not None}
+    return tree
+
+
 def to_yaml(plan: Plan) -> str:
-    return yaml.safe_dump({"digest": plan.digest(), **to_tree(plan)}, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump({"digest": plan.digest(), **tree_of(plan)}, sort_keys=False, allow_unicode=True, width=110)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """The JSON of the contracts: steps as a list, a number of steps where it is exact."""
-    tree = to_tree(plan)
+    tree = tree_of(plan)
     steps = tree["estimate"]["steps"]
     if steps["low"] == steps["high"]:
         tree["estimate"]["steps"] = steps["low"]
     else:
         tree["estimate"]["steps"] = {**steps, "note": "known after pack"}
-    tree["steps"] = [{"name": name, **step} for name, step in tree["steps"].items()]
+    steps = [{"name": name, **step} for name, step in tree["steps"].items()]
+    steps.insert(2, {"name": "quantize", **tree["settings"]["method"]["quantization"]})  # which resolves nothing
+    tree["steps"] = steps
     return {"digest": plan.digest(), **tree}
 
 
@@ -498,7 +495,11 @@ def _of_json(tree: Any) -> Any:
     steps = tree.get("steps") if isinstance(tree, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "name" in step for step in steps):
         return tree
-    named = {str(step["name"]): {key: value for key, value in step.items() if key != "name"} for step in steps}
+    named = {
+        str(step["name"]): {key: value for key, value in step.items() if key != "name"}
+        for step in steps
+        if step["name"] != "quantize"
+    }
     tree = {key: value for key, value in tree.items() if key not in _BESIDE} | {"steps": named}
     estimate = tree.get("estimate")
     if isinstance(estimate, dict) and "steps" in estimate:
@@ -521,30 +522,6 @@ def _parsed(content: bytes) -> Any:
         with suppress(ValueError):
             return _of_json(json_of(content))
     return yaml_of(content)
-
-
-# what each version changed, for whoever has a plan of an older one
-CHANGED: dict[int, str] = {
-    2: "data sets have an origin, a weight and a split, several are mixed or streamed, tools and reasoning are planned",
-    3: "a plan names its verb, and what a preference loss measures the change from",
-    4: "several processes are planned, held-out rows are measured while training, bad updates and rewards have keys",
-    5: "the estimate's memory has more parts, and says when it is highest",
-    6: "the estimate has tokens, their speed and seconds; benchmarks, scored answers and windows are planned",
-    7: "the rows that are measured may be those that train",
-    8: "runs may be logged to TensorBoard or wandb, with what the machine does; plans of export, chat and serve",
-    9: "tasks of lm-evaluation-harness, and the base that an exported adapter has to itself, are planned",
-    10: "that base is planned of every verb, with the type that the weights are read in",
-    11: "a method, a stage and a template may be a file of the user's, which the plan knows by its content",
-    12: "how long ranks wait for one that does not come is planned",
-    13: "whether the rows of a micro-batch are padded, or stand one after another, is planned",
-    14: "folders of one's own options (--config-dir) are planned; memory is not known of a GPU that is not here",
-    15: "how videos are seen is planned, of a model that takes them",
-    16: "the type that products of bfloat16 are computed in is planned",
-    17: "of how many layers activations are recomputed is planned",
-    18: "what is recomputed is no part of the digest: it decides no result",
-    19: "the digest covers which hub set is read, the order of sets, files of rewards, metrics and export.calibration",
-    20: "precision of float32 products, which checks are made, who reads slices of weights; C kernels are gone",
-}
 
 
 PLAN_EXAMPLE = "--from-plan outputs/DATE/TIME/plan.yaml"
@@ -593,22 +570,20 @@ def read_plan(path: Path, *, setting: str = "", example: str = PLAN_EXAMPLE) -> 
 
 
 def _other_version(setting: str, tree: dict[str, Any]) -> UserError:
-    """With what was changed since, and the command that compiles it again."""
+    """With the command that compiles it again."""
     from factory.config.line import again  # which reads plans
 
-    version = tree.get("version")
+    version, settings = tree.get("version"), tree.get("settings")
+    settings = settings if isinstance(settings, dict) else tree  # which had them itself
     wrong = f"it has version {version}, this factory reads version {VERSION}"
-    if isinstance(version, int):
-        since = [f"{number}: {text}" for number, text in CHANGED.items() if number > version]
-        wrong += f" ({'; '.join(since)})" if since else ", which is older"
     overrides, folders = (
         list(map(str, found)) if isinstance(found, list) else []
-        for found in (tree.get("overrides"), tree.get("config_dirs"))
+        for found in (settings.get("overrides"), settings.get("config_dirs"))
     )
     return refuse(
         "plan-version",
         setting,
         wrong,
         because="its keys may mean something else now",
-        fix=f"compile again: {again(str(tree.get('verb', 'train')), overrides, folders)}",
+        fix=f"compile again: {again(str(settings.get('verb', 'train')), overrides, folders)}",
     )

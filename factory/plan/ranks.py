@@ -22,11 +22,6 @@ def planned(case: Case, *, read_as: Dtype, trained_as: Dtype, autocast: Dtype | 
     hardware, stage, arch = case.settings.hardware, case.settings.stage, case.expanded
     shapes = case.trained | case.heads
     return Ranks(
-        strategy=hardware.strategy,
-        processes=hardware.num_processes,
-        nodes=hardware.num_nodes,
-        offload=hardware.offload,
-        timeout=hardware.rank_timeout,
         sharded_loading="weights" in spec.SPLIT[hardware.strategy] and _reads_whole(case, read_as, trained_as) is None,
         configuration=spec.configuration(
             hardware.strategy,

@@ -20,16 +20,21 @@ def lacking(made: Plan, machine: Machine, *, launched: bool) -> list[Refusal]:
 
 
 def _of_ranks(made: Plan, machine: Machine, *, launched: bool) -> Iterator[Refusal]:
-    planned = made.steps.train.ranks
+    hardware = made.settings.hardware
     # a launcher may show each of its ranks only its own card
     counted = made.steps.load.device == "cuda" and not launched
-    if counted and (wrong := ranks.beyond_gpus(planned.of_node, machine)):
-        setting = f"hardware.num_processes={planned.processes}"
+    if counted and (wrong := ranks.beyond_gpus(hardware.num_processes // hardware.num_nodes, machine)):
+        setting = f"hardware.num_processes={hardware.num_processes}"
         yield ranks.ranks_beyond_gpus.refusal(setting, Broken(message=wrong))
 
 
 def _memory(made: Plan, machine: Machine) -> list[Refusal]:
     """By what is free here: what was planned with is another machine's, or was free then."""
-    there = fitting.there_is(machine, made.steps.load.device, made.steps.train.ranks.of_node, free=True)
+    there = fitting.there_is(
+        machine,
+        made.steps.load.device,
+        made.settings.hardware.num_processes // made.settings.hardware.num_nodes,
+        free=True,
+    )
     memory = replace(made.estimate.memory, capacity=there)
     return fitting.against_memory(replace(made, estimate=replace(made.estimate, memory=memory)))

@@ -67,7 +67,7 @@ def _saved(run: str, tracking_uri: str | None) -> Saved:
         made = RunFolder(folder.parent)
     model = made.model if made.plan.is_file() else folder
     plan = read_plan(made.plan, setting=f"run={run}") if made.plan.is_file() else None
-    overrides, held = (plan.overrides, plan.steps.quantize) if plan else ((), None)
+    overrides, held = (plan.overrides, plan.settings.method.quantization) if plan else ((), None)
     of_run = str(made.path) if plan else None
     of_plan = _of_plan(plan, model) if plan else {}
     if (model / "adapter_config.json").is_file():
@@ -133,7 +133,7 @@ def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
     load = plan.steps.load
     return {
         "config_dirs": tuple(each for each in plan.config_dirs if Path(each).is_dir()),
-        "template": str(model / _TEMPLATE) if templates.is_file(plan.steps.pack.template) else None,
+        "template": str(model / _TEMPLATE) if templates.is_file(plan.settings.model.template) else None,
         "sources": plan.steps.align.sources,
         "base": load.path if load.source in ("folder", "gguf") else None,
         "positions": positions(plan),
@@ -148,7 +148,7 @@ def chats(folder: Path) -> bool:
 def positions(plan: Plan) -> dict[str, Any]:
     """Keys of `model` for what a run has saved: positions that it stretched are so in the files already."""
     patch = plan.steps.patch
-    return {} if patch.rope_scaling == "none" else {"rope_scaling": "none", "context_length": patch.reach}
+    return {} if plan.settings.model.rope_scaling == "none" else {"rope_scaling": "none", "context_length": patch.reach}
 
 
 def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

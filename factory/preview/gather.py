@@ -37,11 +37,11 @@ def preview(plan: Plan, rows: int, progress: Progress) -> Preview:
     data = {name: value for name, value in dataset.counts.items() if name != "dropped_rows"}
     return Preview(
         settings=_settings(plan),
-        data=data | {"trained_tokens": 0} if samples_answers(plan.steps.train) else data,
+        data=data | {"trained_tokens": 0} if samples_answers(plan) else data,
         dropped=tuple(_of_sources(dataset.counts)),
         lengths=samples.lengths(_lengths(prepared), plan.steps.pack.max_length),
         sequences=len(dataset.train),
-        steps=total_steps(plan.steps.train, dataset),
+        steps=total_steps(plan, dataset),
         samples=tuple(
             samples.sample(*_seen(plan, dataset.train[at], origins), tokens) for at, origins in enumerate(shown)
         ),
@@ -58,10 +58,12 @@ def read_tokenizer(plan: Plan) -> Any:
 
     logging.set_verbosity_error()
     asked = plan.steps.load
-    with source.readable(asked), source.tokenizer_folder(asked) as path:
-        tokenizer = load.read_tokenizer(path, asked.revision, asked.trust_remote_code, plan.steps.pack.template)
+    with source.readable(asked, allow_pickle=plan.settings.model.allow_pickle), source.tokenizer_folder(asked) as path:
+        tokenizer = load.read_tokenizer(
+            path, asked.revision, plan.settings.model.trust_remote_code, plan.settings.model.template
+        )
     load.check_template(plan, tokenizer)
-    add_tokens(tokenizer, plan.steps.patch.new_tokens)
+    add_tokens(tokenizer, plan.settings.model.new_tokens)
     return tokenizer
 
 
@@ -87,7 +89,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         file = Path(source.path).name if source.origin == "file" else source.path
         found[f"set {name}"] = f"{file}, {source.format}{steps.align.told(name)}"
     return found | {
-        "stage": steps.train.stage,
+        "stage": plan.settings.stage.name,
         "template": "the tokenizer's own" if steps.pack.template == "auto" else steps.pack.template,
         "max_length": f"{steps.pack.max_length:,} tokens; longer rows: {_longer(plan)}",
         "loss": _loss(plan),
@@ -95,7 +97,7 @@ def _settings(plan: Plan) -> dict[str, str]:
 
 
 def _longer(plan: Plan) -> str:
-    pack, kind = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND
+    pack, kind = plan.steps.pack, registry.spec("stages", plan.settings.stage.name).KIND
     return "joined and cut, no token is lost" if pack.packing and kind == "text" else pack.truncation
 
 
@@ -109,8 +111,8 @@ _TRAINED: dict[Kind, str] = {
 
 
 def _loss(plan: Plan) -> str:
-    pack, kind = plan.steps.pack, registry.spec("stages", plan.steps.train.stage).KIND
-    if samples_answers(plan.steps.train):
+    pack, kind = plan.steps.pack, registry.spec("stages", plan.settings.stage.name).KIND
+    if samples_answers(plan):
         return "on answers that are sampled while it trains; the rows give their prompts"
     trained = _TRAINED[kind]
     if kind == "messages":
@@ -122,7 +124,7 @@ def _loss(plan: Plan) -> str:
 
 def _seen(plan: Plan, found: Sample, origins: list[Origin]) -> tuple[Sample, list[Origin]]:
     """Of a row whose answer is sampled the prompt alone is of use, and nothing of it is trained."""
-    if not samples_answers(plan.steps.train) or not isinstance(found, Example):
+    if not samples_answers(plan) or not isinstance(found, Example):
         return found, origins
     ids = found.ids[: found.prompt]
     return replace(found, ids=ids, labels=[IGNORED] * len(ids), weights=None), [replace(origins[0], size=len(ids))]
@@ -184,7 +186,7 @@ def _streamed(plan: Plan, dataset: Dataset, rows: int, tokens: Tokens) -> Previe
         dropped=tuple(_dropped(None, dropped)),
         lengths=samples.lengths(sizes, pack.max_length, "sequence" if pack.packing else "row"),
         sequences=len(found),
-        steps=total_steps(plan.steps.train, dataset),
+        steps=total_steps(plan, dataset),
         samples=tuple(samples.sample(each, _of_stream(each), tokens) for each in shown),
         notes=(f"data.streaming: this is the first block, of {counts['rows']:,} rows", *_notes(plan), *dataset.notes),
     )

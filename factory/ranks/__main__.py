@@ -15,9 +15,10 @@ from types import FrameType
 from typing import Any
 
 from factory.config.refusal import refusal
+from factory.config.settings import Hardware
 from factory.execute.__main__ import FAILED, FINISHED, INTERRUPTED, end_with_parent
 from factory.execute.report import as_json, blank
-from factory.plan.plan import Plan, Ranks, read_plan
+from factory.plan.plan import Plan, read_plan
 from factory.ranks.world import WATCHDOG, late, lost_another
 from factory.run.folder import RunFolder, read_json, write_whole
 from factory.stopping import answer
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=plan.steps.train.ranks.processes,
+            nproc_per_node=plan.settings.hardware.num_processes,
             run_id=str(os.getpid()),
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
@@ -113,13 +114,13 @@ def _ended(plan: Plan, folder: RunFolder, found: Collection[Death], since: int) 
     """The exit code by rank 0's report; where it could write none, the report of who was the first to die."""
     status = (read_json(folder.report) or {}).get("status")
     if status is None:
-        ranks = plan.steps.train.ranks
-        text = hung(found, ranks, folder.log, since) or died(found, ranks.processes, folder.log)
+        hardware = plan.settings.hardware
+        text = hung(found, hardware, folder.log, since) or died(found, hardware.num_processes, folder.log)
         write_whole(folder.report, as_json({**blank(plan, "failed"), "error": text}))
     return INTERRUPTED if status == "interrupted" else FAILED
 
 
-def hung(found: Collection[Death], ranks: Ranks, log: Path, since: int) -> str | None:
+def hung(found: Collection[Death], hardware: Hardware, log: Path, since: int) -> str | None:
     """What a person reads where ranks waited in vain: for those that said nothing until they were killed.
 
     The log's first `since` bytes are of other attempts.
@@ -127,13 +128,13 @@ def hung(found: Collection[Death], ranks: Ranks, log: Path, since: int) -> str |
     waited = {death.rank for death in found if late(death.error) or _aborted_waiting(death, log, since)}
     if not waited or any(map(_fell, found)):
         return None
-    silent = set(range(ranks.processes)) - waited - {death.rank for death in found if death.error}
-    size = ranks.processes
+    silent = set(range(hardware.num_processes)) - waited - {death.rank for death in found if death.error}
+    size = hardware.num_processes
     who = f"{_named(silent, size)} hung" if silent else f"{_named(waited, size)} waited, and another came too late"
     return str(
         refusal(
             "rank-hung",
-            f"hardware.rank_timeout={ranks.timeout}",
+            f"hardware.rank_timeout={hardware.rank_timeout}",
             who,
             because="ranks make each step together, and the others waited that many seconds for it",
             fix=(

@@ -26,5 +26,5 @@ class Ddp(Shared):
     def finish(self) -> None:
         super().finish()
         same = agree(self._run, self.trained)
-        ranks = self._plan.ranks.processes
+        ranks = self._run.plan.settings.hardware.num_processes
         self._run.check("ranks_agree", same, f"{len(self.trained)} trained tensors on {ranks} ranks")

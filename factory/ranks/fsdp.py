@@ -35,7 +35,9 @@ class Split(Way):
         given, read = planned.configuration, list(shares(model))
         offloaded = given["offload"] == "cpu"
         options: dict[str, Any] = {
-            "mesh": read[0][2].device_mesh if read else init_device_mesh(device, (planned.processes,)),
+            "mesh": read[0][2].device_mesh
+            if read
+            else init_device_mesh(device, (run.plan.settings.hardware.num_processes,)),
             "reshard_after_forward": given["reshard_after_forward"],
             "offload_policy": CPUOffloadPolicy() if offloaded else OffloadPolicy(),
             "mp_policy": MixedPrecisionPolicy(
@@ -94,7 +96,7 @@ class Fsdp(Shared):
     @property
     def leaves_out(self) -> bool:
         """What is offloaded steps on the CPU, which waits for nothing that a GPU still computes."""
-        return super().leaves_out and not self._plan.ranks.offload
+        return super().leaves_out and not self._run.plan.settings.hardware.offload
 
     def clip(self) -> Any:
         return _whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._limit))

@@ -41,7 +41,7 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
 
     Rank 0 claims the folder and prints what happens. Raises UserError.
     """
-    asked = plan.steps.train.ranks.processes
+    asked = plan.settings.hardware.num_processes
     if world.size != asked:
         raise refuse(
             "ranks-of-plan",
@@ -54,7 +54,7 @@ def run_as_rank(plan: Plan, folder: RunFolder, world: World) -> int:
     from factory.run.screen import Screen
 
     os.environ.update(allocator(plan))  # before torch is imported
-    world.join(plan.steps.load.device, plan.steps.train.ranks)
+    world.join(plan.steps.load.device, plan.settings.hardware)
     screen = Screen()
     with folder.claimed() if world.leads else nullcontext():
         problem, start = None, None
@@ -94,7 +94,7 @@ def _begin(plan: Plan, folder: RunFolder, screen: "Screen") -> str | None:
         )
     folder.forget_the_killed()
     passed_over = list[str]()
-    start = folder.onward(passed_over.append, best=plan.steps.train.load_best_model_at_end)
+    start = folder.onward(passed_over.append, best=plan.settings.stage.load_best_model_at_end)
     folder.keep_start(start)
     write_whole(folder.plan, to_yaml(plan))
     for old in (folder.events, folder.report):
@@ -119,8 +119,8 @@ def _shown(plan: Plan, folder: RunFolder, screen: "Screen") -> Iterator[None]:
 
     ended = threading.Event()
     screen.print(plan_panel(plan))
-    if plan.tracking.on:
-        where, again = plan.tracking.uri or plan.tracking.tool, pasted("track", folder.path)
+    if plan.settings.tracking.on:
+        where, again = plan.settings.tracking.uri or plan.settings.tracking.tool, pasted("track", folder.path)
         screen.print(f"No process follows this run for {where}. When it has ended: {again}", soft_wrap=True)
     files = (Tail(folder.events), Tail(folder.metrics))
     files[1].lines()  # of the attempts before this one
@@ -136,7 +136,7 @@ def _shown(plan: Plan, folder: RunFolder, screen: "Screen") -> Iterator[None]:
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        with watching(plan.tracking, folder):
+        with watching(plan.settings.tracking, folder):
             yield
     finally:
         ended.set()

@@ -7,16 +7,16 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from factory.architecture import architecture
-from factory.plan.plan import Steps
+from factory.plan.plan import Plan
 from factory.steps.walk import model_class
 
 
-def distributed(steps: Steps) -> Any:
+def distributed(plan: Plan) -> Any:
     """Return the `distributed_config` with which `from_pretrained` reads this rank's slices only."""
     from transformers.distributed.configuration_utils import DistributedConfig
 
-    layers = f"{architecture(steps.load.config).layers_at}.*"
-    return DistributedConfig(fsdp_size=steps.train.ranks.processes, fsdp_plan={layers: "free_full_weight"})
+    layers = f"{architecture(plan.steps.load.config).layers_at}.*"
+    return DistributedConfig(fsdp_size=plan.settings.hardware.num_processes, fsdp_plan={layers: "free_full_weight"})
 
 
 def without_hooks(read: Any) -> Any:

@@ -41,7 +41,7 @@ class Shared(Engine):
     def __init__(self, run: Run, model: Any, arch: Architecture):
         super().__init__(run, model, arch)
         self._world = run.world
-        torch.manual_seed(run.plan.seed + run.world.rank)  # else all drop the same
+        torch.manual_seed(run.plan.settings.seed + run.world.rank)  # else all drop the same
 
     def _pass(self, batch: dict[str, Any], units: float, *, counted: bool, last: bool) -> tuple[Any, dict[str, Any]]:
         with self._syncing(last):

@@ -4,7 +4,7 @@ from typing import Any
 
 from factory.architecture import Architecture, Shape, elements
 from factory.config.settings import Strategy
-from factory.plan.plan import Dtype, Steps
+from factory.plan.plan import Compiled, Dtype
 from factory.quantizers.spec import holding
 
 # what a process has only its share of
@@ -134,14 +134,14 @@ def leaves(arch: Architecture) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def reads_on_host(steps: Steps, *, starts: bool) -> bool:
+def reads_on_host(plan: Compiled, *, starts: bool) -> bool:
     """Whether the weights stay in the host's memory until they are split, of which each GPU takes unit by unit.
 
     Only `fully_shard` does so. On the GPU they are quantized, or made whole of what is, as they are read, and there an
     adapter's start is taken out of them (`starts`), which a CPU takes hours for.
     """
-    splits = steps.load.device == "cuda" and steps.train.ranks.strategy == "fsdp"
-    return splits and not starts and not holding(steps.quantize, steps.load.config)
+    splits = plan.steps.load.device == "cuda" and plan.settings.hardware.strategy == "fsdp"
+    return splits and not starts and not holding(plan.settings.method.quantization, plan.steps.load.config)
 
 
 def gathered(arch: Architecture) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from factory.plan.plan import Ranks
+from factory.config.settings import Hardware
 
 Item = TypeVar("Item")
 # what torchrun gives its processes; Slurm and Ray set-ups give the same
@@ -48,9 +48,9 @@ class World:
         """Whether this is the one that writes the run's files."""
         return self.rank == 0
 
-    def join(self, device: str, planned: Ranks) -> None:
+    def join(self, device: str, hardware: Hardware) -> None:
         """One process alone joins too where it has a strategy, whose library asks for a group."""
-        if planned.strategy == "none" or self._group is not None:
+        if hardware.strategy == "none" or self._group is not None:
             return
         import torch
         import torch.distributed as dist
@@ -59,7 +59,7 @@ class World:
             own = self.local_rank % torch.cuda.device_count()  # each may be shown its own card alone
             torch.cuda.set_device(own)
             os.environ["LOCAL_RANK"] = str(own)  # transformers and DeepSpeed take it for the number of the card
-        most = timedelta(seconds=planned.timeout)
+        most = timedelta(seconds=hardware.rank_timeout)
         alone: dict[str, Any] = {}  # a launcher tells the others where they meet
         if self.size == 1:
             alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]

@@ -22,7 +22,6 @@ from factory.ranks.shared import Root, Shared, about_bytes, swapped
 from factory.ranks.spec import ZERO
 from factory.ranks.ways import Way
 from factory.ranks.world import PATIENCE
-from factory.steps.attach import method_settings
 from factory.steps.kernels import unwrapped
 
 _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
@@ -31,8 +30,8 @@ _TAG = "zero"  # DeepSpeed's name of a folder in its checkpoints
 class Zero(Shared):
     def __init__(self, run: Run, model: Any, arch: Architecture):
         super().__init__(run, model, arch)
-        planned = self._plan.ranks
-        self._stage_number = ZERO.index(planned.strategy) + 1
+        hardware = run.plan.settings.hardware
+        self._stage_number = ZERO.index(hardware.strategy) + 1
         if self._stage_number == 3:
             assert isinstance(run.way, Zero3), "the model was not split when it was attached"
             self._engine = run.way.engine
@@ -40,14 +39,14 @@ class Zero(Shared):
             self._engine = _engine(run, Root(model), self.optimizer)
         self.optimizer = self._engine.optimizer
         self.root = self._engine
-        _wait_at_most(timedelta(seconds=planned.timeout))
+        _wait_at_most(timedelta(seconds=hardware.rank_timeout))
 
     def write(self, folder: Path) -> None:
-        with _patient(self._plan.ranks.timeout):
+        with _patient(self._run.plan.settings.hardware.rank_timeout):
             self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
 
     def read(self, folder: Path) -> None:
-        with _patient(self._plan.ranks.timeout):
+        with _patient(self._run.plan.settings.hardware.rank_timeout):
             path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
 
@@ -89,11 +88,10 @@ class Zero3(Way):
     differentiates = False  # DeepSpeed takes every gradient for a part of an update
 
     def __init__(self, run: Run, model: Any, arch: Architecture):
-        train = run.plan.steps.train
         _partition(run, model)
-        method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
+        method, settings = registry.run("methods", run.plan.settings.method.name), run.plan.settings.method
         root = Root(model)
-        self.engine = _engine(run, root, method.optimizer(model, settings, train, arch))
+        self.engine = _engine(run, root, method.optimizer(model, settings, run.plan, arch))
         for parameter in _used_from_outside(run, model, arch):
             _deepspeed(run).zero.register_external_parameter(root, parameter)
 
@@ -142,7 +140,7 @@ def _partition(run: Run, model: Any) -> None:
 def _engine(run: Run, root: Root, optimizer: Any) -> Any:
     """Return DeepSpeed's engine of the plan's configuration."""
     deepspeed, planned = _deepspeed(run), run.plan.steps.train.ranks
-    if planned.offload and type(optimizer) is torch.optim.AdamW:
+    if run.plan.settings.hardware.offload and type(optimizer) is torch.optim.AdamW:
         faster = cpu_adamw(optimizer)
         if run.world.any(faster is None):
             run.emit("note", text="Offloaded states are stepped by torch's AdamW: DeepSpeed's op cannot be built.")
@@ -152,7 +150,9 @@ def _engine(run: Run, root: Root, optimizer: Any) -> Any:
     engine, *_ = deepspeed.initialize(
         model=root, optimizer=optimizer, config=dict(planned.configuration), dist_init_required=False
     )
-    assert engine.zero_optimization_stage() == ZERO.index(planned.strategy) + 1, "DeepSpeed chose another stage"
+    assert engine.zero_optimization_stage() == ZERO.index(run.plan.settings.hardware.strategy) + 1, (
+        "DeepSpeed chose another stage"
+    )
     give_back()
     return engine
 
@@ -196,5 +196,5 @@ def _wait_at_most(time: timedelta) -> None:
 def _used_from_outside(run: Run, model: Any, arch: Architecture) -> list[Any]:
     """Parameters that a loss reads without calling their module: of the language model's head, and the stage's own."""
     head = unwrapped(model).get_output_embeddings()
-    own = [model.get_parameter(name) for name in heads.heads(run.plan.steps.train.stage, arch)]
+    own = [model.get_parameter(name) for name in heads.heads(run.plan.settings.stage.name, arch)]
     return [*(head.parameters() if head is not None else ()), *own]

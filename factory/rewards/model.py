@@ -43,7 +43,7 @@ def by_model(plan: Plan, tokenizer: Any) -> Reward:
 
     load = plan.steps.load
     assert load.reward is not None
-    folder, trust = Path(load.reward), load.trust_remote_code
+    folder, trust = Path(load.reward), plan.settings.model.trust_remote_code
     theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise refuse(

@@ -32,7 +32,7 @@ def reward(plan: Plan, tokenizer: Any) -> Reward:
     found = named(own["reward"])
     assert found is not None  # a rule
     source, setting = _BY_TEXT[found.kind](found.name, own), f"stage.reward={own['reward']}"
-    unscored = registry.hook(registry.spec("stages", plan.steps.train.stage), "UNSCORED", default=False)
+    unscored = registry.hook(registry.spec("stages", plan.settings.stage.name), "UNSCORED", default=False)
     return _of_texts(source, tokenizer, setting, unscored=unscored)
 
 

@@ -40,8 +40,7 @@ def attach(run: Run, model: Any) -> None:
 
 
 def reads_reference(run: Run) -> bool:
-    train = run.plan.steps.train
-    return registry.spec("stages", train.stage).reads_reference(train.own)
+    return registry.spec("stages", run.plan.settings.stage.name).reads_reference(run.plan.steps.train.own)
 
 
 def starts_off_the_base(run: Run) -> bool:

@@ -84,11 +84,13 @@ def roll(
         drawn = Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)
         answers = sample(model, prompts, drawn, pad=dataset.pad, stops=dataset.ends.tokens, device=device)
         examples = [as_example(answer) for answer in answers]
-        found = [batches.collate(part, dataset.pad, device) for part in parts(examples, plan.train.batch_size)]
+        found = [
+            batches.collate(part, dataset.pad, device) for part in parts(examples, run.plan.settings.stage.batch_size)
+        ]
         mask = _mask(answers, device)
         multiplying_as_trained(model)  # from here on: token by token it is several times slower on a CPU
         collate = collating(run, dataset, padding_free=plan.pack.padding_free)
-        read = [collate(part) for part in parts(examples, plan.train.batch_size)]
+        read = [collate(part) for part in parts(examples, run.plan.settings.stage.batch_size)]
         log_probs, values = _policy(model, read, own["temperature"], value)
         reference = None
         if roles.reads_reference(run):

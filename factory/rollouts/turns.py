@@ -23,7 +23,7 @@ from factory.steps.pack import Dataset
 
 def asked(run: Run, dataset: Dataset, step: int) -> list[Example]:
     """The rows whose prompts are answered in a step: a function of seed and epoch, as everywhere."""
-    (rows,) = batches.micro_batches(step, len(dataset.train), rows_per_step(run.plan.steps.train), 1, run.plan.seed)
+    (rows,) = batches.micro_batches(step, len(dataset.train), rows_per_step(run.plan), 1, run.plan.settings.seed)
     found = [batches.examples(dataset.train[row])[0] for row in rows]
     if any(each.media for each in found):  # of rows that no plan saw
         raise refuse(
@@ -41,17 +41,17 @@ def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tenso
 
     `columns`, (n, ...) each, go along with the answers; those of tokens are (n, t), and `mask` says which are there.
     """
-    train = run.plan.steps.train
+    train, stage = run.plan.steps.train, run.plan.settings.stage
     collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
     columns = {"mask": rolled.mask, **columns}
     found = list[batches.Step]()
     for _ in range(train.own["update_epochs"]):
         order = torch.randperm(len(rolled.answers)).tolist()
-        for rows in parts(order, train.batch_size * train.gradient_accumulation_steps):
+        for rows in parts(order, stage.batch_size * stage.gradient_accumulation_steps):
             made = [
                 collate([rolled.examples[row] for row in each])
                 | {name: values[each] for name, values in columns.items()}
-                for each in parts(rows, train.batch_size)
+                for each in parts(rows, stage.batch_size)
             ]
             found.append(
                 batches.Step(
@@ -78,16 +78,16 @@ def text(batch: dict[str, Any]) -> dict[str, Any]:
 
 def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
     """Before the first update new and old probabilities are equal: else the loss would follow something not learnt."""
-    if run.plan.checks == "none":
+    if run.plan.settings.checks == "none":
         return
     train = run.plan.steps.train
-    rows = slice(0, train.batch_size)
+    rows = slice(0, run.plan.settings.stage.batch_size)
     batch = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)(rolled.examples[rows])
     without_dropout(model)
     with autocast(run.plan):
         again, _ = sampled_log_probs(model, batch, train.own["temperature"])
     apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())
-    allowed = TOKEN_ROUNDING[precision(run.plan.steps)]
+    allowed = TOKEN_ROUNDING[precision(run.plan)]
     run.check("ratio_is_one", apart <= allowed, f"before the first update a token's log-ratio is {apart:.2g} at most")
 
 
@@ -99,7 +99,7 @@ def measure(run: Run, model: Any, dataset: Dataset, reward: Reward, name: str) -
     rows = [batches.examples(dataset.validation[number])[0] for number in range(len(dataset.validation))]
     rows.sort(key=lambda row: row.prompt)
     found, done = Watched(), 0
-    for part in parts(rows, run.plan.steps.evaluate.batch_size):
+    for part in parts(rows, run.plan.settings.evaluate.batch_size):
         run.stop_if_asked()
         rolled = roll(run, model, dataset, reward, part, greedy=True)
         counts = {"reward": rolled.scored()}

@@ -96,12 +96,12 @@ def _kinds(plan: Plan) -> list[Iterator[tuple[str, ...]]]:
 
 def smaller_batches(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The same sequences a step, in more and smaller micro-batches; fewer where they cannot be accumulated."""
-    train = plan.steps.train
-    size, accumulation = train.batch_size, train.gradient_accumulation_steps
+    stage = plan.settings.stage
+    size, accumulation = stage.batch_size, stage.gradient_accumulation_steps
     for parts in (parts for parts in range(2, size + 1) if size % parts == 0):
         smaller = f"stage.batch_size={size // parts}"
         yield smaller, f"stage.gradient_accumulation_steps={accumulation * parts}", *more
-    if plan.steps.attach.settings.get("layerwise"):
+    if getattr(plan.settings.method, "layerwise", False):
         yield f"stage.batch_size={max(1, size // 2)}", *more
 
 
@@ -115,7 +115,7 @@ def _recomputed(plan: Plan) -> Iterator[tuple[str, ...]]:
 def _quantized(plan: Plan) -> Iterator[tuple[str, ...]]:
     """A base in 4 bits, where an adapter stands on it; else an adapter. Then with all that stays in 16 bits as well."""
     named = plan.options.get("method")
-    own = [("method.quantization.bits=4",)] if plan.steps.quantize.bits is None else []
+    own = [("method.quantization.bits=4",)] if plan.settings.method.quantization.bits is None else []
     others = [(f"method={name}",) for name in ("lora", "qlora") if named not in (name, "qlora")]
     yield from (*own, *others)
     in_4_bits = [*own, *others[-1:]] or [()]
@@ -143,9 +143,9 @@ def _shorter(plan: Plan, more: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 def _all_of_it(plan: Plan) -> Iterator[tuple[str, ...]]:
     """What is not so yet of one sequence at once, recomputed, over a base in 4 bits; then in 16 bits; then shorter."""
-    train = plan.steps.train
-    rows = train.batch_size * train.gradient_accumulation_steps
-    one = ("stage.batch_size=1", f"stage.gradient_accumulation_steps={rows}") if train.batch_size > 1 else ()
+    stage = plan.settings.stage
+    rows = stage.batch_size * stage.gradient_accumulation_steps
+    one = ("stage.batch_size=1", f"stage.gradient_accumulation_steps={rows}") if stage.batch_size > 1 else ()
     lean = ("method=qlora",) if plan.options.get("method") != "qlora" else ()
     together = (*one, *next(_recomputed(plan), ()), *lean)
     ways = [together, *((*together, *pure) for pure in _pure(plan))]

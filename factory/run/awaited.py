@@ -41,7 +41,7 @@ def as_model(awaited: Awaited, own: frozenset[str]) -> Callable[[Settings, Facts
             source="folder",
             revision=None,
             fingerprint=awaited.plan.digest(),
-            heads=heads.heads(awaited.plan.steps.train.stage, arch),
+            heads=heads.heads(awaited.plan.settings.stage.name, arch),
         )
         # the new tokens stay, as `there` is still the base: what it grows to is what was saved
         asked = (
@@ -72,7 +72,7 @@ def as_reward(awaited: Awaited) -> Callable[[Settings, Facts], tuple[Settings, F
             adapter=adapter,
             config=None if adapter else load.config,
             shapes=adapter.shapes if adapter else dict(arch.tensors()),
-            heads=heads.heads(awaited.plan.steps.train.stage, arch),
+            heads=heads.heads(awaited.plan.settings.stage.name, arch),
             base=load.fingerprint,
             fingerprint=awaited.plan.digest(),
         )
@@ -88,20 +88,20 @@ def _with_model(settings: Settings, **changes: Any) -> Settings:
 def _trained(plan: Plan, model: ModelFacts) -> Architecture:
     """The architecture that the run trains."""
     read = model.walked or architecture(plan.steps.load.config)
-    return heads.reached(plan.steps.train.stage, vocabulary.grown(read, vocabulary.as_said(plan.steps.patch)))
+    return heads.reached(plan.settings.stage.name, vocabulary.grown(read, vocabulary.as_said(plan.steps.patch)))
 
 
 def _adapter(awaited: Awaited, arch: Architecture) -> AdapterFacts | None:
     """None where the run trains weights."""
     assert awaited.plan is not None
-    steps = awaited.plan.steps
-    spec = registry.spec("methods", steps.attach.method)
-    trained: Any = spec.Settings.model_validate(steps.attach.settings)
+    steps, settings = awaited.plan.steps, awaited.plan.settings
+    trained: Any = settings.method
+    spec = registry.spec("methods", trained.name)
     if registry.hook(spec, "peft") is None:
         return None
     written = registry.hook(spec, "written", lambda method: method)(trained)
     shapes = registry.hook(spec, "saved", lambda method, arch: as_saved(spec.trainable(method, arch)))(written, arch)
-    new = steps.patch.new_tokens
+    new = settings.model.new_tokens
     return AdapterFacts(
         path=str(awaited.model),
         config=spec.peft(written, arch),
@@ -110,7 +110,7 @@ def _adapter(awaited: Awaited, arch: Architecture) -> AdapterFacts | None:
         shapes=shapes,
         tokens=dict(zip(new, range(steps.patch.new_rows[1] - len(new), steps.patch.new_rows[1]), strict=True)),
         fingerprint=awaited.plan.digest(),
-        heads=heads.heads(steps.train.stage, arch),
-        started=steps.quantize.bits is not None and registry.starts_from_weights(spec, trained),
+        heads=heads.heads(settings.stage.name, arch),
+        started=trained.quantization.bits is not None and registry.starts_from_weights(spec, trained),
         base_kind=steps.load.config.get("model_type"),
     )

@@ -11,7 +11,7 @@ from factory.config.refusal import UserError
 from factory.config.values import record
 from factory.estimate import speed
 from factory.plan.facts import Machine, Measured
-from factory.plan.plan import Plan
+from factory.plan.plan import Plan, micro_batches
 from factory.run.folder import RunFolder, write_whole
 from factory.tracking.ledger import whole_lines
 
@@ -73,11 +73,11 @@ def measured(plan: Plan, folder: RunFolder, machine: Machine) -> Measured | None
         return None
     work = speed.work(plan.estimate)
     return Measured(
-        device=speed.device(machine, plan.steps),
-        precision=speed.precision(plan.steps),
-        kind=speed.kind(plan.steps),
+        device=speed.device(machine, plan),
+        precision=speed.precision(plan),
+        kind=speed.kind(plan),
         work=work,
-        micro_batch=tokens / (last["step"] - first["step"]) / plan.steps.train.micro_batches,
+        micro_batch=tokens / (last["step"] - first["step"]) / micro_batches(plan.settings),
         flops_per_second=work * tokens / seconds,
         start_seconds=max(0.0, first["seconds"] - first["tokens"] * seconds / tokens),
     )

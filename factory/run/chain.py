@@ -385,14 +385,14 @@ def _start(
     assert plan is not None  # a run that is read and refused is never begun
     anew = [f"model.{key}={plain(value)}" for key, value in BEFORE.items() if f"model.{key}" not in link.own]
     reach = tuple(f"model.{key}={value}" for key, value in positions(plan).items())
-    if registry.hook(registry.spec("methods", plan.steps.attach.method), "peft") is None:
+    if registry.hook(registry.spec("methods", plan.settings.method.name), "peft") is None:
         return (f"model.path={model}", *anew, *reach)
     base = tuple(text for text in places[read] if name_of(text) == "model.path")
     place = (*base, *(anew if base else ()), f"model.adapter={model}", *reach)
-    if plan.steps.quantize.bits is None or "method=none" not in link.overrides:
+    if plan.settings.method.quantization.bits is None or "method=none" not in link.overrides:
         return place
     asked = any(name_of(text).startswith(_HELD) for text in link.overrides)
-    return place if asked else (*place, *words(plan.steps.quantize).split())
+    return place if asked else (*place, *words(plan.settings.method.quantization).split())
 
 
 def _model_of(folder: SweepFolder, name: str) -> str:

@@ -85,7 +85,7 @@ def launch(
             folder.forget_the_killed()
             passed_over = list[str]()
             if resume_from == "newest":
-                start = folder.onward(passed_over.append, best=plan.steps.train.load_best_model_at_end)
+                start = folder.onward(passed_over.append, best=plan.settings.stage.load_best_model_at_end)
             else:
                 start = resume_from
             folder.keep_start(start)  # before the plan, with which the run can be gone on with
@@ -119,8 +119,8 @@ def _interrupted(plan: Plan, folder: RunFolder, screen: Screen) -> int:
     over, there = folder.status() == "finished", folder.plan.exists()
     onward = f"The run in {folder.path} is finished." if over else f"To continue: {_resume(folder)}"
     screen.print(f"Interrupted. {onward if there else ''}".rstrip(), style="yellow", soft_wrap=True)
-    if plan.tracking.on and folder.report.exists():
-        book = ledger.of(plan.tracking, folder)
+    if plan.settings.tracking.on and folder.report.exists():
+        book = ledger.of(plan.settings.tracking, folder)
         told = ledger.told(book, *ledger.counts(book, folder), "interrupted before it was sent")
         if told["unsent"]:
             screen.print(_unsent(plan, folder, told), style="yellow", soft_wrap=True)
@@ -158,7 +158,7 @@ def _follow(
     events, metrics = Tail(folder.events), Tail(folder.metrics)
     if resume_from is not None and metrics.lines():  # shown already, and perhaps not all of it sent
         tracker.wake()
-    watched = watching(plan.tracking, folder)
+    watched = watching(plan.settings.tracking, folder)
     with watched, _started(plan, folder, resume_from, lock) as child, _forwarding(child) as asked:
         running, told = True, False
         while running:
@@ -193,10 +193,15 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
 
     It holds the folder's lock too: whatever becomes of us, nobody writes beside it.
     """
-    planned = plan.steps.train.ranks
-    several, gathers = planned.processes > 1, "weights" in SPLIT[planned.strategy]
+    hardware = plan.settings.hardware
+    several, gathers = hardware.num_processes > 1, "weights" in SPLIT[hardware.strategy]
     threads = plan.steps.train.threads
-    own = {**ENVIRONMENT, **waiting(threads * planned.processes), **(_GIVEN_BACK if gathers else {}), **allocator(plan)}
+    own = {
+        **ENVIRONMENT,
+        **waiting(threads * hardware.num_processes),
+        **(_GIVEN_BACK if gathers else {}),
+        **allocator(plan),
+    }
     environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
     command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
@@ -372,7 +377,7 @@ def _told(plan: Plan, folder: RunFolder, code: int, report: dict[str, Any], scre
     again = _resume(folder)
     if report["status"] == "finished":
         screen.print(report_panel(report, folder.path))
-        alone = plan.tracking.parent_run is None  # a sweep says it at its end
+        alone = plan.settings.tracking.parent_run is None  # a sweep says it at its end
         if alone and (onward := next_commands(plan, folder)):
             screen.print(onward, soft_wrap=True)
         return code
@@ -407,8 +412,9 @@ def _tracked(tracker: Tracker, folder: RunFolder, report: dict[str, Any]) -> dic
 
 def _unsent(plan: Plan, folder: RunFolder, told: dict[str, Any]) -> str:
     records = told["sent"] + told["unsent"]
+    tracking = plan.settings.tracking
     return (
-        f"{plan.tracking.uri or plan.tracking.tool} did not get {told['unsent']:,} of {records:,} records "
+        f"{tracking.uri or tracking.tool} did not get {told['unsent']:,} of {records:,} records "
         f"({told['problem']}). The run's folder has all. To send them: {pasted('track', folder.path)}"
     )
 
@@ -463,8 +469,8 @@ def _advised(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[str,
     reached = spent["reached_bytes"]
     changes = cheapest(plan, reached, anew) if anew else []
     lines = [f"\n    {change}" for change in changes]
-    if spent["step"] in _MEASURING and plan.steps.evaluate.batch_size > 1:
-        smaller = max(1, plan.steps.evaluate.batch_size // 2)
+    if spent["step"] in _MEASURING and plan.settings.evaluate.batch_size > 1:
+        smaller = max(1, plan.settings.evaluate.batch_size // 2)
         lines.insert(0, f"\n    evaluate.batch_size={smaller}  # what is measured is no part of the estimate")
     told = refusal(
         "killed" if spent["said"] in (KILLED, COUNTED) else "out-of-memory",

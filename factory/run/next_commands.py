@@ -30,12 +30,12 @@ def next_commands(plan: Plan, folder: RunFolder) -> str:
 
 def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     factory, run = program("factory"), setting("run", folder.path)
-    method = "lora" if plan.steps.attach.method in plan.own else plan.steps.attach.method
-    stage = plan.steps.train.stage
+    method = "lora" if plan.settings.method.name in plan.own else plan.settings.method.name
+    stage = plan.settings.stage.name
     if writes(stage) and registry.spec("stages", stage).KIND != "text":
         yield f"{factory} chat {run}", "talk to it"
     yield f"{factory} export {run} {setting('export.dir', f'exports/{folder.path.name}')}", "for other programs"
-    if (shown := shows(plan.tracking, folder.path)) is not None:
+    if (shown := shows(plan.settings.tracking, folder.path)) is not None:
         yield shown, "curves and tables"
     yield f"{factory} train --from-plan {shlex.quote(str(folder.plan))}", "the same run again"
     compared = f"method={method},{'lora' if method == 'qlora' else 'qlora'}"

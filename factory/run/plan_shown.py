@@ -8,9 +8,10 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from factory.config import registry
+from factory.config.values import to_tree
 from factory.config.words import between, counted, duration, rate, size
 from factory.execute.checks import LEVELS
-from factory.plan.plan import MEMORY_PARTS, Estimate, Evaluate, Export, Memory, Plan, PlannedSource
+from factory.plan.plan import MEMORY_PARTS, Estimate, Export, Memory, Plan, PlannedSource, micro_batches
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
@@ -60,25 +61,26 @@ def _of_run(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from _memory(plan.estimate.memory)
     if plan.verb == "train":
         yield "time", _time(plan.estimate)
-        yield "checks", f"{plan.checks}: [dim]{LEVELS[plan.checks]}[/dim]"
+        yield "checks", f"{plan.settings.checks}: [dim]{LEVELS[plan.settings.checks]}[/dim]"
 
 
 def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     patch, attach, parameters = plan.steps.patch, plan.steps.attach, plan.estimate.parameters
     yield "load", _loaded(plan)
-    rope = f", rope {patch.rope_scaling} x {patch.rope_factor:g}" if patch.rope_scaling != "none" else ""
+    rope = plan.settings.model.rope_scaling
+    scaled = f", rope {rope} x {patch.rope_factor:g}" if rope != "none" else ""
     few = f" of the first {patch.recomputed_layers} layers" if patch.recomputed_layers else ""
     recompute = _RECOMPUTED[patch.activation_checkpointing].format(few)
     groups = f" in groups of {patch.group_size:,} tokens" if patch.group_size else ""
     kernels = "" if patch.kernels == "none" else f", kernels {patch.kernels}"
-    yield "patch", f"attention {patch.attention}{groups}{kernels}{rope}{recompute}"
+    yield "patch", f"attention {patch.attention}{groups}{kernels}{scaled}{recompute}"
     yield "quantize", _quantization(plan)
     if plan.verb == "train":
         share = 100 * parameters.trainable / parameters.total
         yield "attach", f"{plan.method}  {parameters.trainable:,} trained ({share:.2f} %), {attach.dtype}"
         yield "", f"[dim]in {', '.join(_short(parameters.trainable_by_module))}[/dim]"
-        shown = registry.hook(registry.spec("methods", attach.method), "shown", dict)
-        own = {key: value for key, value in shown(attach.settings).items() if key not in _TOLD}
+        shown = registry.hook(registry.spec("methods", plan.settings.method.name), "shown", dict)
+        own = {key: value for key, value in shown(to_tree(plan.settings.method)).items() if key not in _TOLD}
         if told := _settings({key: value for key, value in own.items() if (key, value) != _ALL_TEXT}):
             yield "", f"[dim]{told}[/dim]"
     elif plan.steps.load.adapter:
@@ -129,7 +131,7 @@ def _of_export(plan: Plan, export: Export) -> Iterator[tuple[str, str]]:
     types = export.quantization or export.dtype
     yield "write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {escape(export.dir)}"
     if export.register:
-        yield "register", f"{escape(export.register)} in {plan.tracking.uri}"
+        yield "register", f"{escape(export.register)} in {plan.settings.tracking.uri}"
     if export.push:
         kind = "private" if export.private else "public"
         yield "push", f"{export.push}, {kind}{'; nothing is uploaded (export.dry_run)' if export.dry_run else ''}"
@@ -139,19 +141,19 @@ def _of_export(plan: Plan, export: Export) -> Iterator[tuple[str, str]]:
 
 
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
-    train, steps = plan.steps.train, plan.estimate.steps
+    train, stage, hardware, steps = plan.steps.train, plan.settings.stage, plan.settings.hardware, plan.estimate.steps
     count = counted(steps.low, "step") if steps.low == steps.high else f"{steps} steps"
-    rows = train.own.get("rollout_batch_size", train.batch_size * train.micro_batches)
-    kind = registry.spec("stages", train.stage).KIND
-    what = "sampled answers" if samples_answers(train) else _SAMPLES.get(kind, "sequences")
+    rows = train.own.get("rollout_batch_size", stage.batch_size * micro_batches(plan.settings))
+    kind = registry.spec("stages", stage.name).KIND
+    what = "sampled answers" if samples_answers(plan) else _SAMPLES.get(kind, "sequences")
     yield (
         "train",
-        f"{train.stage}  {count} of {rows} {what}, {train.optimizer}, "
-        f"learning rate {train.learning_rate:g} ({train.lr_scheduler})",
+        f"{stage.name}  {count} of {rows} {what}, {stage.optimizer}, "
+        f"learning rate {stage.learning_rate:g} ({stage.lr_scheduler})",
     )
-    if train.ranks.processes > 1:
-        where = f" on {train.ranks.nodes} nodes" if train.ranks.nodes > 1 else ""
-        yield "", f"{train.ranks.processes} processes{where} by {train.ranks.strategy}"
+    if hardware.num_processes > 1:
+        where = f" on {hardware.num_nodes} nodes" if hardware.num_nodes > 1 else ""
+        yield "", f"{hardware.num_processes} processes{where} by {hardware.strategy}"
     if told := _settings(train.own):
         yield "", f"[dim]{told}[/dim]"
     if train.reference:
@@ -159,25 +161,27 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
-    train, stage = plan.steps.train, registry.spec("stages", plan.steps.train.stage)
-    measured = registry.hook(stage, "MEASURES", "perplexity" if unit(train) == "tokens" else "loss and rewards")
-    if not plan.steps.evaluate.perplexity:
+    stage = plan.settings.stage
+    measured = registry.hook(
+        registry.spec("stages", stage.name), "MEASURES", "perplexity" if unit(plan) == "tokens" else "loss and rewards"
+    )
+    if not plan.settings.evaluate.perplexity:
         yield "evaluate", f"no {measured}"
     elif plan.verb == "evaluate":
         yield "evaluate", f"{measured} of the {_measured_rows(plan)}"
     else:
-        every = f", and every {counted(train.eval_steps, 'step')}" if train.eval_steps else ""
-        of = f" of the {WHOSE['train']}" if plan.steps.evaluate.rows == "train" else ""
+        every = f", and every {counted(stage.eval_steps, 'step')}" if stage.eval_steps else ""
+        of = f" of the {WHOSE['train']}" if plan.settings.evaluate.rows == "train" else ""
         yield "evaluate", f"{measured}{of} before and after{every}"
-    for text in _scoring(plan.steps.evaluate):
+    for text in _scoring(plan):
         yield "", text
-    if plan.verb == "train" and train.load_best_model_at_end:
-        yield "", f"the checkpoint of the best {train.metric_for_best_model} is saved"
+    if plan.verb == "train" and stage.load_best_model_at_end:
+        yield "", f"the checkpoint of the best {stage.metric_for_best_model} is saved"
 
 
 def _measured_rows(plan: Plan) -> str:
     """Which rows of the sets `evaluate` measures, and of a part how all are."""
-    align, rows = plan.steps.align, plan.steps.evaluate.rows
+    align, rows = plan.steps.align, plan.settings.evaluate.rows
     if rows == "train":
         return WHOSE[rows]
     if align.validation is not None:
@@ -186,19 +190,20 @@ def _measured_rows(plan: Plan) -> str:
     return f"{WHOSE[rows]}: {share}; data.validation={next(iter(align.sources))} measures the whole set"
 
 
-def _scoring(asked: Evaluate) -> Iterator[str]:
+def _scoring(plan: Plan) -> Iterator[str]:
+    asked = plan.settings.evaluate
     after = f"at most {asked.max_samples:,} " if asked.max_samples else ""
     if asked.generation:
         how = "greedy" if asked.temperature == 0 else f"drawn at temperature {asked.temperature:g}"
         yield f"{after}answers to held-out prompts, {how}, by {', '.join(asked.metrics)}"
-    for name, each in asked.benchmarks.items():
+    for name, each in plan.steps.evaluate.benchmarks.items():
         count = "questions" if each.questions is None else f"{each.questions:,} questions"
         kind = ", as a conversation" if asked.chat else ""
         yield f"{name} {asked.shots}-shot{kind}, {count} from {each.path or 'the hub'}"
-    if asked.harness is not None:
-        each = "each with its own shots" if asked.harness.shots is None else f"{asked.harness.shots}-shot"
+    if asked.harness:
+        each = "each with its own shots" if asked.harness_shots is None else f"{asked.harness_shots}-shot"
         kind = ", as a conversation" if asked.chat else ""
-        yield f"{', '.join(asked.harness.tasks)} of lm-evaluation-harness, {each}{kind}"
+        yield f"{', '.join(asked.harness)} of lm-evaluation-harness, {each}{kind}"
 
 
 def _settings(own: dict[str, Any]) -> str:
@@ -233,7 +238,7 @@ def changes_text(changes: list[Change]) -> str:
 
 
 def _quantization(plan: Plan) -> str:
-    asked = plan.steps.quantize
+    asked = plan.settings.method.quantization
     if asked.bits is None:
         name = checkpoint_quantizer(plan.steps.load.config)
         return f"as the checkpoint is, by {name}" if name else "no"

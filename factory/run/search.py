@@ -14,7 +14,7 @@ from factory.config.refusal import UserError
 from factory.config.values import to_tree
 from factory.config.words import rate, size
 from factory.estimate.speed import work
-from factory.plan.plan import Patch, Plan
+from factory.plan.plan import Patch, Plan, micro_batches
 from factory.run.advice import CLEARLY_LESS, PURE, Anew, smaller_batches, takes_bfloat16
 
 Overrides = tuple[str, ...]
@@ -59,12 +59,11 @@ class Row:
 
     @property
     def sequences(self) -> int:
-        train = self.plan.steps.train
-        return train.batch_size * train.micro_batches
+        return self.plan.settings.stage.batch_size * micro_batches(self.plan.settings)
 
     @property
     def rank(self) -> int | None:
-        return self.plan.steps.attach.settings.get("rank")
+        return getattr(self.plan.settings.method, "rank", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +150,7 @@ def _sort(rows: list[Row], asked: Plan) -> None:
             row.sequences != was.sequences,
             row.rank != was.rank,
             _RECOMPUTED.index(row.plan.steps.patch.activation_checkpointing),
-            -row.plan.steps.train.batch_size,
+            -row.plan.settings.stage.batch_size,
             -(row.rank or 0),
         )
 
@@ -206,7 +205,7 @@ def _of_fewest_layers(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[
 def _up_to_asked(tried: _Tried, overrides: Overrides, made: Plan) -> tuple[Overrides, Plan] | None:
     if made.estimate.memory.fits:
         return overrides, made
-    size = made.steps.train.batch_size
+    size = made.settings.stage.batch_size
     for change in smaller_batches(made):
         smaller = (*overrides, *change)
         if _at_least(made, _batch(change), size) <= tried.budget and (found := tried.fitting(smaller)):
@@ -232,10 +231,10 @@ def _batch(change: Overrides) -> int:
 
 def _larger_batch(tried: _Tried, row: Row) -> Iterator[Row]:
     """More sequences a step, in one micro-batch."""
-    train = row.plan.steps.train
-    if train.gradient_accumulation_steps > 1:
+    stage = row.plan.settings.stage
+    if stage.gradient_accumulation_steps > 1:
         return
-    yield from _largest(tried, row, "stage.batch_size", train.batch_size, _LARGEST_BATCH)
+    yield from _largest(tried, row, "stage.batch_size", stage.batch_size, _LARGEST_BATCH)
 
 
 def _higher_rank(tried: _Tried, row: Row) -> Iterator[Row]:
@@ -297,10 +296,10 @@ def _table(found: Found, width: int) -> list[str]:
 
 
 def _cells(row: Row, *, timed: bool) -> tuple[str, ...]:
-    train, speed = row.plan.steps.train, row.plan.estimate.speed
+    stage, speed = row.plan.settings.stage, row.plan.estimate.speed
     return (
         size(row.plan.estimate.memory.total),
-        str(train.batch_size),
+        str(stage.batch_size),
         str(row.sequences),
         str(row.rank or "-"),
         _recomputes(row.plan.steps.patch),
@@ -328,16 +327,16 @@ def as_json(found: Found) -> dict[str, Any]:
 
 
 def _tree(row: Row) -> dict[str, Any]:
-    steps, estimate = row.plan.steps, row.plan.estimate
+    settings, steps, estimate = row.plan.settings, row.plan.steps, row.plan.estimate
     return {
         "overrides": list(row.overrides),
         "digest": row.plan.digest(),
         "method": row.plan.options.get("method"),
-        "quantization_bits": steps.quantize.bits,
+        "quantization_bits": settings.method.quantization.bits,
         "activation_checkpointing": steps.patch.activation_checkpointing,
         "recomputed_layers": steps.patch.recomputed_layers,
-        "batch_size": steps.train.batch_size,
-        "gradient_accumulation_steps": steps.train.gradient_accumulation_steps,
+        "batch_size": settings.stage.batch_size,
+        "gradient_accumulation_steps": settings.stage.gradient_accumulation_steps,
         "sequences_per_step": row.sequences,
         "rank": row.rank,
         "estimated_bytes": estimate.memory.total,

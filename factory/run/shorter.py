@@ -27,7 +27,7 @@ def for_the_rows(plan: Plan, report: dict[str, Any], anew: Anew | None) -> dict[
     estimate = made.estimate
     rows = {"longest_row": longest, "bytes": estimate.memory.total}
     if pack.padding_free:  # `longest` is no row's length then, but a mean
-        rows["batch_tokens"] = longest * plan.steps.train.batch_size * sequences(plan.steps.train)
+        rows["batch_tokens"] = longest * plan.settings.stage.batch_size * sequences(plan)
     checks = memory_as_estimated(memory, estimate.memory.total, rows_told(rows))
     memory_error = errors(estimate, memory, None)
     return {

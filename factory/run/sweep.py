@@ -505,11 +505,11 @@ def tracked(place: str, chosen: dict[str, Any]) -> list[later.Sent]:
     """Sends what of a sweep's runs, and of its own, did not arrive. Raises UserError."""
     folder, runs = SweepFolder(place), later.runs_of(place)
     first = read_plan(runs[0].plan)
-    tracking = later.elsewhere(first, chosen, None).tracking
+    tracking = later.elsewhere(first, chosen, None).settings.tracking
     if tracking.mlflow is None:
         return [_sent(run, tracking, chosen, tracking.parent_run) for run in runs]
     try:
-        copy = ledger.place(tracking) != ledger.place(first.tracking)
+        copy = ledger.place(tracking) != ledger.place(first.settings.tracking)
         parent = _parent_later(tracking, folder, runs, copy=copy)
     except Exception as error:  # whatever a server may raise
         return [later.unreached(run, tracking, said(error)) for run in runs]

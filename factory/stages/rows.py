@@ -1,32 +1,32 @@
 """How a stage counts: rows of a step, sequences of a sample, what its loss is the mean over."""
 
 from factory.config import registry
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled, micro_batches
 from factory.stages.loss import Unit
 
 
-def rows_per_step(train: Train) -> int:
+def rows_per_step(plan: Compiled) -> int:
     """Those of an optimizer update, or what a stage says that rolls out: its answers are trained several times."""
-    own = registry.hook(registry.spec("stages", train.stage), "rows_per_step")
-    return own(train.own) if own else train.batch_size * train.micro_batches
+    own = registry.hook(registry.spec("stages", plan.settings.stage.name), "rows_per_step")
+    return own(plan.steps.train.own) if own else plan.settings.stage.batch_size * micro_batches(plan.settings)
 
 
-def sequences(train: Train) -> int:
+def sequences(plan: Compiled) -> int:
     """That a sample is trained as."""
-    return registry.hook(registry.spec("stages", train.stage), "SEQUENCES", 1)
+    return registry.hook(registry.spec("stages", plan.settings.stage.name), "SEQUENCES", 1)
 
 
-def unit(train: Train) -> Unit:
+def unit(plan: Compiled) -> Unit:
     """What the loss is the mean over."""
-    return registry.hook(registry.spec("stages", train.stage), "UNIT", "tokens")
+    return registry.hook(registry.spec("stages", plan.settings.stage.name), "UNIT", "tokens")
 
 
-def samples_answers(train: Train) -> bool:
+def samples_answers(plan: Compiled) -> bool:
     """Whether the model's own answers are trained, and not those of the rows."""
-    return registry.samples_answers(registry.spec("stages", train.stage))
+    return registry.samples_answers(registry.spec("stages", plan.settings.stage.name))
 
 
-def compares(train: Train) -> bool:
+def compares(plan: Compiled) -> bool:
     """Whether the samples of a micro-batch change each other's loss."""
-    own = registry.hook(registry.spec("stages", train.stage), "compares", lambda own: False)
-    return own(train.own)
+    own = registry.hook(registry.spec("stages", plan.settings.stage.name), "compares", lambda own: False)
+    return own(plan.steps.train.own)

@@ -25,9 +25,11 @@ def tokens_planned(run: Run, dataset: Dataset, steps: int) -> int | None:
 
     None where they are not known beforehand: of a stream, and of answers that are sampled.
     """
-    plan = run.plan.steps.train
+    plan = run.plan
     if not isinstance(dataset.train, Rows) or samples_answers(plan):
         return None
     lengths, size = dataset.train.lengths, rows_per_step(plan)
     epochs, rest = divmod(steps, schedules.steps_per_epoch(len(lengths), size, 1))
-    return epochs * int(lengths.sum()) + int(lengths[order(len(lengths), run.plan.seed, epochs)[: rest * size]].sum())
+    return epochs * int(lengths.sum()) + int(
+        lengths[order(len(lengths), run.plan.settings.seed, epochs)[: rest * size]].sum()
+    )

@@ -37,10 +37,10 @@ def aligned(
 ) -> Aligned:
     """`processor`: the files of the model's. Raises UserError where a set cannot be read or does not fit."""
     steps = plan.steps
-    kind = registry.spec("stages", steps.train.stage).KIND
+    kind = registry.spec("stages", plan.settings.stage.name).KIND
     own = processor_spec(steps.load.config.get("model_type", ""), processor, tokenizer, steps.pack.frames)
     spec = spec_of(tokenizer, steps.pack, kind, own)
-    return Aligned(prepare(_ahead(steps.align), spec, plan.seed, steps.train.threads, progress, stop), spec)
+    return Aligned(prepare(_ahead(steps.align), spec, plan.settings.seed, steps.train.threads, progress, stop), spec)
 
 
 def _ahead(plan: Align) -> Align:

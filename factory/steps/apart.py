@@ -47,9 +47,11 @@ def merged(run: Run, model: Any) -> str:
 def adapter(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
     """An adapter on the bases that people have, each read in its turn."""
     own, found = _own_base(run), dict[str, dict[str, float]]()
-    if own is None or not run.plan.exported.check:
+    if own is None or not run.plan.settings.export.check:
         return {"apart": {"figures": found, "card": _UNKNOWN}}
-    bases = {_WHOLE: None} | ({_QUANTIZED: quantization} if run.plan.steps.quantize.bits is not None else {})
+    bases = {_WHOLE: None} | (
+        {_QUANTIZED: quantization} if run.plan.settings.method.quantization.bits is not None else {}
+    )
     for name, held in bases.items():
         model = attach(run, copy.deepcopy(patched), held)["model"]
         found[name] = moved(token_losses(run, model, list(own.ids), mixed=False), list(own.losses))
@@ -87,7 +89,7 @@ def _hold(run: Run, detail: str, found: float, allowed: float) -> None:
     if not found <= allowed:
         raise refuse(
             "export-differs",
-            f"run={run.plan.exported.run or run.plan.steps.load.adapter}",
+            f"run={run.plan.settings.export.run or run.plan.steps.load.adapter}",
             detail,
             because="an export must answer as the run did",
             fix=(

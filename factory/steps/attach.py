@@ -44,11 +44,11 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
     import torch
 
     plan = run.plan.steps
-    random.seed(run.plan.seed)
-    np.random.seed(run.plan.seed)
-    torch.manual_seed(run.plan.seed)
+    random.seed(run.plan.settings.seed)
+    np.random.seed(run.plan.settings.seed)
+    torch.manual_seed(run.plan.settings.seed)
     torch.set_num_threads(plan.train.threads)
-    settings, method = method_settings(run), registry.run("methods", plan.attach.method)
+    settings, method = run.plan.settings.method, registry.run("methods", run.plan.settings.method.name)
     model, arch, started = materialize(run, patched, quantization, settings)
     if run.plan.export is not None:
         model = whole(model, torch.float32).float()
@@ -69,16 +69,17 @@ def attach(run: Run, patched: Any, quantization: Any) -> dict[str, Any]:
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     _add_heads(run, model, arch, dtype)
-    if beside := registry.hook(registry.run("stages", plan.train.stage), "attach"):
+    if beside := registry.hook(registry.run("stages", run.plan.settings.stage.name), "attach"):
         beside(run, model)
-    recompute(model, plan, arch)
-    compile_layers(model, plan.patch, arch)
+    recompute(model, run.plan, arch)
+    if run.plan.settings.compute.compile:
+        compile_layers(model, arch)
     _check_trainable(run, model, settings, arch)
-    if plan.train.ranks.strategy == "fsdp":
+    if run.plan.settings.hardware.strategy == "fsdp":
         from factory.ranks.fsdp import Split
 
         run.way = Split(run, model)
-    elif plan.train.ranks.strategy == "zero3":
+    elif run.plan.settings.hardware.strategy == "zero3":
         from factory.ranks.zero import Zero3
 
         run.way = Zero3(run, model, arch)
@@ -110,15 +111,15 @@ def _add_heads(run: Run, model: Any, arch: Architecture, dtype: Any) -> None:
     plan = run.plan.steps
     folders = (plan.load.adapter, plan.load.path if plan.load.source == "folder" else None)
     saved_in = tuple(folder for folder in folders if folder is not None)
-    shapes = heads.heads(plan.train.stage, arch)
+    shapes = heads.heads(run.plan.settings.stage.name, arch)
     heads.add(
         model,
         shapes,
         saved_in,
         dtype=dtype,
         device=plan.load.device,
-        seed=run.plan.seed,
-        start=heads.start(plan.train.stage),
+        seed=run.plan.settings.seed,
+        start=heads.start(run.plan.settings.stage.name),
     )
 
 
@@ -130,8 +131,8 @@ def materialize(run: Run, config: Any, quantization: Any, settings: Any) -> tupl
     plan, started = run.plan.steps, list[Any]()
 
     def start(model: Any, arch: Architecture) -> None:
-        method = registry.run("methods", plan.attach.method)
-        started.append(method.initialize(model, settings, plan.quantize, arch))
+        method = registry.run("methods", run.plan.settings.method.name)
+        started.append(method.initialize(model, settings, run.plan.settings.method.quantization, arch))
 
     take = taking_out(plan.load.adapter) if rebuilds(run) else None
     model, arch = read_base(run, config, quantization, start if starts_from_weights(run) else take)
@@ -156,7 +157,7 @@ def read_base(run: Run, config: Any, quantization: Any, take: Take | None) -> tu
 
     plan, held = run.plan.steps, while_reading(quantization)
     model = read_weights(run, config, held if take is None else None)
-    grow(model, as_said(plan.patch), run.plan.seed)
+    grow(model, as_said(plan.patch), run.plan.settings.seed)
     arch = as_planned(run, model)
     if take is not None:
         take(model, arch)
@@ -169,12 +170,12 @@ def read_base(run: Run, config: Any, quantization: Any, take: Take | None) -> tu
 
 def has_own_base(run: Run) -> bool:
     """Whether the run's adapter has a base to itself: its start leaves the weights before these are quantized."""
-    return run.plan.steps.quantize.bits is not None and starts_from_weights(run)
+    return run.plan.settings.method.quantization.bits is not None and starts_from_weights(run)
 
 
 def starts_from_weights(run: Run) -> bool:
     """Whether the run's method takes its start out of the weights."""
-    return registry.starts_from_weights(_spec(run), method_settings(run))
+    return registry.starts_from_weights(_spec(run), run.plan.settings.method)
 
 
 def rebuilds(run: Run) -> bool:
@@ -188,7 +189,7 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
 
     plan = run.plan.steps.load  # transformers reads tensors in threads
     sharded = run.plan.steps.train.ranks.sharded_loading
-    on_card = plan.device == "cuda" and not reads_on_host(run.plan.steps, starts=starts_from_weights(run))
+    on_card = plan.device == "cuda" and not reads_on_host(run.plan, starts=starts_from_weights(run))
     common: dict[str, Any] = {
         "dtype": getattr(torch, plan.read_as),
         "quantization_config": _of_decoder(held, run, config),
@@ -199,18 +200,18 @@ def read_weights(run: Run, config: Any, held: Any, rest: Any = None) -> Any:
     if sharded:
         from factory.ranks.sharded import distributed
 
-        common["distributed_config"] = distributed(run.plan.steps)
+        common["distributed_config"] = distributed(run.plan)
     if rest is not None:
         model = type(rest).from_pretrained(None, config=rest.config, state_dict=rest.state_dict(), **common)
         model.name_or_path = model.config._name_or_path = rest.name_or_path
         return model
-    with source.readable(plan):
+    with source.readable(plan, allow_pickle=run.plan.settings.model.allow_pickle):
         model, info = model_class(config).from_pretrained(
             source.folder(run),
             revision=plan.revision,
             config=config,
-            trust_remote_code=plan.trust_remote_code,
-            use_safetensors=None if plan.allow_pickle else True,
+            trust_remote_code=run.plan.settings.model.trust_remote_code,
+            use_safetensors=None if run.plan.settings.model.allow_pickle else True,
             ignore_mismatched_sizes=True,  # else all that is raised is that there are some
             output_loading_info=True,
             **common,
@@ -268,21 +269,19 @@ def _of_decoder(held: Any, run: Run, config: Any) -> Any:
 
     By themselves the libraries would quantize a vision tower, its projector and routers too.
     """
-    plan = run.plan.steps
-    if held is None or plan.quantize.bits is None:  # a quantized checkpoint says itself what of it is quantized
+    asked = run.plan.settings.method.quantization
+    if held is None or asked.bits is None:  # a quantized checkpoint says itself what of it is quantized
         return held
-    narrowed, key = copy.copy(held), _STAYS_WHOLE.get(plan.quantize.method, "modules_to_not_convert")
-    setattr(narrowed, key, outside_linears(config, trust_remote_code=plan.load.trust_remote_code))
+    narrowed, key = (
+        copy.copy(held),
+        _STAYS_WHOLE.get(asked.method, "modules_to_not_convert"),
+    )
+    setattr(narrowed, key, outside_linears(config, trust_remote_code=run.plan.settings.model.trust_remote_code))
     return narrowed
 
 
-def method_settings(run: Run) -> Any:
-    """The method's own settings, typed again from the plan."""
-    return _spec(run).Settings.model_validate(run.plan.steps.attach.settings)
-
-
 def _spec(run: Run) -> Any:
-    return registry.spec("methods", run.plan.steps.attach.method)
+    return registry.spec("methods", run.plan.settings.method.name)
 
 
 def as_planned(run: Run, model: Any) -> Architecture:
@@ -290,7 +289,7 @@ def as_planned(run: Run, model: Any) -> Architecture:
 
     What the stage never reaches is fixed in it, as in the plan.
     """
-    return heads.reached(run.plan.steps.train.stage, _as_built(run, model))
+    return heads.reached(run.plan.settings.stage.name, _as_built(run, model))
 
 
 def _as_built(run: Run, model: Any) -> Architecture:
@@ -300,7 +299,9 @@ def _as_built(run: Run, model: Any) -> Architecture:
         return built
     planned = grown(architecture(config), rows)
     assert planned.linears() == built.linears(), sorted(planned.linears().items() ^ built.linears().items())[:5]
-    if not stays_quantized(run.plan.steps.quantize, config):  # quantized weights lie in other shapes, under other names
+    if not stays_quantized(
+        run.plan.settings.method.quantization, config
+    ):  # quantized weights lie in other shapes, under other names
         ours, theirs = dict(planned.tensors()), dict(built.tensors())
         assert ours == theirs, sorted(ours.items() ^ theirs.items())[:5]
     return planned
@@ -308,7 +309,7 @@ def _as_built(run: Run, model: Any) -> Architecture:
 
 def _check_trainable(run: Run, model: Any, settings: Any, arch: Architecture) -> None:
     """What requires a gradient is exactly, by name and shape, what the plan's formula says."""
-    planned = _spec(run).trainable(settings, arch) | heads.heads(run.plan.steps.train.stage, arch)
+    planned = _spec(run).trainable(settings, arch) | heads.heads(run.plan.settings.stage.name, arch)
     found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert found == planned, f"trainable tensors differ from the plan: {sorted(found.items() ^ planned.items())[:5]}"
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

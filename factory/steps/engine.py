@@ -17,7 +17,6 @@ from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
 from factory.stages.loss import REFERENCE_POINT, Metrics, Watched
 from factory.stages.rows import unit
-from factory.steps.attach import method_settings
 from factory.steps.feed import autocast
 
 # the engine of each strategy, as module:class: imported when it is built
@@ -31,7 +30,7 @@ _ENGINES: dict[Strategy, str] = {
 
 def engine(run: Run, model: Any, arch: Architecture) -> "Engine":
     """The one of the plan's strategy."""
-    return resolve_name(_ENGINES[run.plan.steps.train.ranks.strategy])(run, model, arch)
+    return resolve_name(_ENGINES[run.plan.settings.hardware.strategy])(run, model, arch)
 
 
 def reaching(value: Any, parameters: Iterable[Any]) -> Any:
@@ -51,9 +50,9 @@ class Engine:
         import torch
 
         self._run, self._plan, self.model = run, run.plan.steps.train, model
-        self._method, self._settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
-        self.optimizer = self._method.optimizer(model, self._settings, self._plan, arch)
-        self._stage = registry.run("stages", self._plan.stage)
+        self._method, self._settings = registry.run("methods", run.plan.settings.method.name), run.plan.settings.method
+        self.optimizer = self._method.optimizer(model, self._settings, run.plan, arch)
+        self._stage = registry.run("stages", run.plan.settings.stage.name)
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.beside_text = beside_text(self.trained, arch)
         self.skips_overflows = self._plan.autocast == "float16"  # the scaler does, and lowers its scale
@@ -106,7 +105,7 @@ class Engine:
         import torch
 
         total, watched = torch.zeros((), device=self._run.plan.steps.load.device), Watched()
-        units = step.trained if unit(self._plan) == "tokens" else step.samples
+        units = step.trained if unit(self._run.plan) == "tokens" else step.samples
         for number, batch in enumerate(self._with_reference_point(step), start=1):
             counted, last = number <= len(step.batches) - step.idle, number == len(step.batches)
             loss, metrics = self._pass(batch, units, counted=counted, last=last)
@@ -186,7 +185,8 @@ class Engine:
 
     @property
     def _limit(self) -> float:
-        return float("inf") if self._plan.max_grad_norm is None else self._plan.max_grad_norm
+        limit = self._run.plan.settings.stage.max_grad_norm
+        return float("inf") if limit is None else limit
 
     def has_gradient(self, name: str) -> bool:
         if isinstance(self.optimizer, Hooked):

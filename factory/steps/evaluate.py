@@ -41,7 +41,7 @@ def before(
         return {"before": checkpoint.state_of(run.resume_from)["before"]}
     _check_head(run, model, dataset)
     shares = run.plan.steps.pack.isolate_documents or run.plan.steps.pack.padding_free
-    if shares and run.plan.checks != "none":
+    if shares and run.plan.settings.checks != "none":
         check_isolation(run, model, dataset)
     return {"before": _measure(run, model, tokenizer, dataset, reference, reward, "baseline")}
 
@@ -74,8 +74,8 @@ def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, An
     found = _measure(run, model, tokenizer, dataset, None, None, "evaluate")
     samples = [{"prompt": each["prompt"], "after": each["answer"]} for each in found.pop("samples")]
     rows_read = {
-        "count": len(dataset.validation) if run.plan.steps.evaluate.perplexity else 0,
-        "set": run.plan.steps.align.validation,
+        "count": len(dataset.validation) if run.plan.settings.evaluate.perplexity else 0,
+        "set": run.plan.settings.data.validation,
     }
     return {"measured": {"evaluate": found, "samples": samples, "data": dataset.counts, "measured_rows": rows_read}}
 
@@ -83,7 +83,7 @@ def only(run: Run, model: Any, tokenizer: Any, dataset: Dataset) -> dict[str, An
 def _measure(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, reference: Reference | None, reward: Any, name: str
 ) -> dict[str, Any]:
-    plan = run.plan.steps.evaluate
+    plan = run.plan.settings.evaluate
     model.eval()
     found: dict[str, Any] = {
         "samples": [_answer(run, model, tokenizer, dataset, *prompt) for prompt in dataset.prompts]
@@ -105,7 +105,7 @@ def held_out(
     run: Run, model: Any, dataset: Dataset, reference: Reference | None, reward: Any, name: str
 ) -> dict[str, float]:
     """What the stage measures of the held-out rows, or their losses. `name` is told as what is going on."""
-    own = registry.hook(registry.run("stages", run.plan.steps.train.stage), "measure")
+    own = registry.hook(registry.run("stages", run.plan.settings.stage.name), "measure")
     return own(run, model, dataset, reward, name) if own else _losses(run, model, dataset, reference, name)
 
 
@@ -115,18 +115,18 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     Over all their trained tokens, with its exponential, the perplexity; of a stage that judges whole answers over the
     rows.
     """
-    if unit(run.plan.steps.train) == "tokens":
+    if unit(run.plan) == "tokens":
         loss = _of_tokens(run, model, dataset, name)
         return {"loss": loss, "perplexity": rows.perplexity(loss)}
     if reference is not None:  # it was measured so
         multiplying_as_trained(model)
-    plan, of = run.plan.steps.train, None if reference is None else reference.of
+    of = None if reference is None else reference.of
     collate = collating(run, dataset, of, padding_free=run.plan.steps.pack.padding_free)
-    stage, total, watched = registry.run("stages", plan.stage), 0.0, Watched()
+    stage, total, watched = registry.run("stages", run.plan.settings.stage.name), 0.0, Watched()
     held = dataset.validation
     with _batches(run, range(len(held)), name, lambda some: collate([held[row] for row in some])) as made:
         for batch, counts in made:
-            loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, plan.own).parts())
+            loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, run.plan.steps.train.own).parts())
             if counts:
                 total += float(loss)
                 watched.add(metrics)
@@ -148,7 +148,7 @@ def _of_tokens(run: Run, model: Any, dataset: Dataset, name: str) -> float:
     plan, held = run.plan.steps, dataset.validation
     collate = collating(run, dataset, padding_free=plan.pack.padding_free)
     length, stride = plan.pack.max_length, plan.evaluate.stride
-    read = lru_cache(plan.evaluate.batch_size)(lambda row: batches.examples(held[row])[0])
+    read = lru_cache(run.plan.settings.evaluate.batch_size)(lambda row: batches.examples(held[row])[0])
     places = [(row, window) for row, size in enumerate(_sizes(held)) for window in windows(size, length, stride)]
     places.sort(key=lambda place: place[1][1] - place[1][0])  # what stands beside a row changes nothing
     found = list[tuple[int, float, float]]()
@@ -189,7 +189,7 @@ def _batches(
 
     One that is there so that all ranks have equally many does not count.
     """
-    size = run.plan.steps.evaluate.batch_size
+    size = run.plan.settings.evaluate.batch_size
     starts, idle = run.world.share(range(0, len(samples), size))
 
     def counted(made: Iterator[Made]) -> Iterator[tuple[Made, bool]]:
@@ -218,7 +218,7 @@ def _answer(
     run.stop_if_asked()
     steps = run.plan.steps
     room = steps.patch.reach - len(prompt)
-    sampling = Sampling(min(steps.evaluate.max_new_tokens, room), greedy=True)
+    sampling = Sampling(min(run.plan.settings.evaluate.max_new_tokens, room), greedy=True)
     options = {"pad": dataset.pad, "stops": dataset.ends.tokens, "device": steps.load.device, "call": run.way.call}
     options["beside"] = None if dataset.media is None else partial(dataset.media, [shown])
     with autocast(run.plan):
@@ -234,11 +234,11 @@ def _check_head(run: Run, model: Any, dataset: Dataset) -> None:
     from factory.losses import heads_agree
 
     plan = run.plan.steps
-    if run.plan.checks == "none" or not writes(plan.train.stage):
+    if run.plan.settings.checks == "none" or not writes(run.plan.settings.stage.name):
         return
     ids = dataset.first.ids[:_HEAD_TOKENS]
     tokens = torch.tensor([ids], device=plan.load.device)
     with torch.no_grad(), autocast(run.plan):
         apart = run.way.call(partial(heads_agree, model, {"input_ids": tokens, "labels": tokens}))
-    allowed = TOKEN_ROUNDING[precision(plan)]
+    allowed = TOKEN_ROUNDING[precision(run.plan)]
     run.check("logits_as_model", apart <= allowed, f"losses of single tokens differ by {apart:.2g} nats at most")

@@ -12,7 +12,7 @@ from factory.attention import LENGTHS_ON_DEVICE, VARLEN
 from factory.config import registry
 from factory.data import batches, stream
 from factory.execute.context import Run
-from factory.plan.plan import Plan, Train
+from factory.plan.plan import Plan, micro_batches
 from factory.stages.rows import compares, rows_per_step
 from factory.steps.pack import Dataset
 
@@ -27,11 +27,12 @@ def autocast(plan: Plan) -> Any:
     return torch.autocast(plan.steps.load.device, getattr(torch, kind or "float32"), enabled=kind is not None)
 
 
-def total_steps(plan: Train, dataset: Dataset) -> int:
+def total_steps(plan: Plan, dataset: Dataset) -> int:
+    stage = plan.settings.stage
     if dataset.stream is not None:
-        assert plan.max_steps is not None  # a rule
-        return plan.max_steps
-    return schedules.total_steps(len(dataset.train), rows_per_step(plan), 1, plan.num_epochs, plan.max_steps)
+        assert stage.max_steps is not None  # a rule
+        return stage.max_steps
+    return schedules.total_steps(len(dataset.train), rows_per_step(plan), 1, stage.num_epochs, stage.max_steps)
 
 
 def collating(
@@ -54,7 +55,7 @@ def collating(
 def _takes_bounds(plan: Plan) -> bool:
     """Return whether the attention reads cumulative lengths on the device; code of a model may not know flash's."""
     attention = plan.steps.patch.attention
-    return attention == VARLEN or (attention in LENGTHS_ON_DEVICE and not plan.steps.load.trust_remote_code)
+    return attention == VARLEN or (attention in LENGTHS_ON_DEVICE and not plan.settings.model.trust_remote_code)
 
 
 def feed(
@@ -69,13 +70,21 @@ def feed(
 
     Each with this rank's share of its micro-batches, counted for itself: `of_all` adds up what the ranks have.
     """
-    plan = run.plan.steps.train
+    plan = run.plan
     collate = collating(run, dataset, reference, padding_free=run.plan.steps.pack.padding_free)
-    size, accumulation = plan.batch_size, plan.micro_batches
+    size, accumulation = plan.settings.stage.batch_size, micro_batches(plan.settings)
     if dataset.stream is None:
         share = run.world.share
         return batches.steps(
-            dataset.train, size, accumulation, run.plan.seed, first, last, collate, share, by_length=not compares(plan)
+            dataset.train,
+            size,
+            accumulation,
+            run.plan.settings.seed,
+            first,
+            last,
+            collate,
+            share,
+            by_length=not compares(plan),
         )
     return dataset.stream.steps(
         size, accumulation, collate, None if position is None else stream.Position.from_json(position)
@@ -107,7 +116,7 @@ def turns(
     position: dict[str, Any] | None,
 ) -> Iterator[Iterator[Turn]]:
     """The steps from `first` up to `last`: of the stage's own source, or made ahead of the data's batches."""
-    stage = registry.run("stages", run.plan.steps.train.stage)
+    stage = registry.run("stages", run.plan.settings.stage.name)
     if source := registry.hook(stage, "source"):
         yield source(run, model, dataset, reward, first, last, position)
         return

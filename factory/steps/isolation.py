@@ -30,7 +30,7 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
     if together is None:  # each row is one document: nothing can leak
         return
     samples, parts = together
-    reads_scores = not writes(plan.train.stage)
+    reads_scores = not writes(run.plan.settings.stage.name)
     count = len(parts) if reads_scores else sum(part.trained for part in parts)
     if not count:
         return
@@ -51,7 +51,7 @@ def check_isolation(run: Run, model: Any, dataset: Dataset) -> None:
         apart = sum(slope(alone_in_row([part]), -1) for part in parts)
     left = _gradient_norm(model) / whole if whole else 0.0
     model.zero_grad()
-    kind = precision(plan)
+    kind = precision(run.plan)
     of, allowed = "loss", _MEAN_ROUNDING[kind]
     if reads_scores:  # a number without a unit, of large ones' differences
         of, allowed = "score", _SLOPE_ROUNDING[kind] * max(1.0, abs(apart))
@@ -72,7 +72,7 @@ def _surprise(_run: Run, model: Any, batch: Batch) -> Any:
 
 def _score(run: Run, model: Any, batch: Batch) -> Any:
     """Of each answer: what two have in common goes out of their difference, and bfloat16's rounding stays."""
-    return registry.run("stages", run.plan.steps.train.stage).scores(model, batch).sum()
+    return registry.run("stages", run.plan.settings.stage.name).scores(model, batch).sum()
 
 
 def _sharing(run: Run, dataset: Dataset) -> tuple[list[Example], list[Example]] | None:
@@ -84,7 +84,7 @@ def _sharing(run: Run, dataset: Dataset) -> tuple[list[Example], list[Example]] 
     if plan.pack.packing:
         packed = next((found for found in _first_sequences(dataset) if len(found.documents) > 1), None)
         return None if packed is None else ([packed], alone(packed))
-    size = plan.train.batch_size * len(batches.examples(dataset.train[0])) if dataset.stream is None else 1
+    size = run.plan.settings.stage.batch_size * len(batches.examples(dataset.train[0])) if dataset.stream is None else 1
     rows = list(islice(_first_sequences(dataset), min(size, _ENOUGH)))
     return (rows, rows) if len(rows) > 1 else None
 

@@ -11,7 +11,7 @@ from factory.config.refusal import refuse
 from factory.estimate.heap import gives_back
 from factory.execute.memory import give_back
 from factory.kernels import LIGER_WITHOUT_ROPE
-from factory.plan.plan import Patch, Steps
+from factory.plan.plan import Compiled, Patch
 
 # of a checkpointed layer: what it runs in at first, and when it runs again
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -34,17 +34,18 @@ def replace_kernels(model: Any, plan: Patch) -> None:
     replace(model=model, rope=rotates, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def recompute(model: Any, plan: Steps, arch: Architecture) -> None:
+def recompute(model: Any, plan: Compiled, arch: Architecture) -> None:
     """Activations are dropped after the forward pass and computed again; `selective` keeps the results of matmuls."""
-    if not plan.patch.activation_checkpointing:
+    patch, device = plan.steps.patch, plan.steps.load.device
+    if not patch.activation_checkpointing:
         return
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     selective = partial(_selective, _dear(model))
-    contexts = selective if plan.patch.activation_checkpointing == "selective" else _plain
+    contexts = selective if patch.activation_checkpointing == "selective" else _plain
     layers = unwrapped(model).get_submodule(arch.layers_at)
-    recomputed = plan.patch.recomputed(len(layers))
-    turns = gives_back(plan.patch, len(layers)) if plan.load.device == "cpu" else range(0)
+    recomputed = patch.recomputed(len(layers))
+    turns = gives_back(patch, len(layers), compiled=plan.settings.compute.compile) if device == "cpu" else range(0)
     options: dict[str, Any] = {"use_reentrant": False}
     if turns:
         layers[-1].register_forward_hook(lambda *_: give_back())
@@ -207,10 +208,8 @@ def _drops_attention_out(module: Any) -> bool:
     return any("att" in name and "drop" in name and getattr(value, "p", value) for name, value in said)
 
 
-def compile_layers(model: Any, plan: Patch, arch: Architecture) -> None:
+def compile_layers(model: Any, arch: Architecture) -> None:
     """Each decoder layer alone: of the whole model, transformers would always build the mask of packed sequences."""
-    if not plan.compile:
-        return
     for layer in unwrapped(model).get_submodule(arch.layers_at):
         layer.compile()
 

@@ -34,17 +34,21 @@ def load(run: Run) -> dict[str, Any]:
 
     plan = run.plan.steps.load
     torch.set_float32_matmul_precision(plan.float32_matmul)
-    with source.readable(plan):
+    with source.readable(plan, allow_pickle=run.plan.settings.model.allow_pickle):
         if run.plan.export is None or run.plan.export.format != "adapter":  # which is written without its base
-            source.check_hub(plan)
+            source.check_hub(plan, allow_pickle=run.plan.settings.model.allow_pickle)
         path = source.folder(run)
         config = AutoConfig.from_pretrained(
-            _config_folder(plan, path), revision=plan.revision, trust_remote_code=plan.trust_remote_code
+            _config_folder(plan, path),
+            revision=plan.revision,
+            trust_remote_code=run.plan.settings.model.trust_remote_code,
         )
-        tokenizer = read_tokenizer(path, plan.revision, plan.trust_remote_code, run.plan.steps.pack.template)
+        tokenizer = read_tokenizer(
+            path, plan.revision, run.plan.settings.model.trust_remote_code, run.plan.settings.model.template
+        )
     check_template(run.plan, tokenizer)
     patch = run.plan.steps.patch
-    add_tokens(tokenizer, patch.new_tokens)
+    add_tokens(tokenizer, run.plan.settings.model.new_tokens)
     _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
     more = multimodal(type(config))
     processor = read_processor(path, plan.revision) if more else {}
@@ -55,11 +59,11 @@ def load(run: Run) -> dict[str, Any]:
 
 def check_template(plan: Plan, tokenizer: Any) -> None:
     """Of a model on the hub nobody knows before it is here whether its tokenizer has one."""
-    kind = registry.spec("stages", plan.steps.train.stage).KIND
+    kind = registry.spec("stages", plan.settings.stage.name).KIND
     if templates.needed(plan.verb, kind) and not tokenizer.chat_template:
         raise refuse(
             "no-chat-template",
-            f"model.template={plan.steps.pack.template}",
+            f"model.template={plan.settings.model.template}",
             templates.MISSING,
             because="conversations need one to become text",
             fix="name one: model.template=chatml, llama3 or alpaca",

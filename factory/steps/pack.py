@@ -23,7 +23,7 @@ from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
 from factory.execute.report import mostly_dropped
-from factory.plan.plan import Pack, Plan, Train
+from factory.plan.plan import Pack, Plan
 from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned
 
@@ -65,7 +65,7 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
     for note in found.notes:
         run.emit("note", text=note)
     _refuse_rollouts(run.plan, found.ends)
-    every = run.plan.steps.train.eval_steps
+    every = run.plan.settings.stage.eval_steps
     if every is not None and not len(found.validation):
         raise refuse(
             "nothing-held-out",
@@ -78,11 +78,11 @@ def pack(run: Run, aligned: Aligned, tokenizer: Any) -> dict[str, Any]:
 
 
 def _refuse_rollouts(plan: Plan, ends: Ends) -> None:
-    if ends.text and registry.samples_answers(registry.spec("stages", plan.steps.train.stage)):
+    if ends.text and registry.samples_answers(registry.spec("stages", plan.settings.stage.name)):
         wrong = f"it ends an answer with {ends.text}, which is no token of this tokenizer"
         raise refuse(
             "rollout-end",
-            f"model.template={plan.steps.pack.template}",
+            f"model.template={plan.settings.model.template}",
             wrong,
             because="it is spelled in pieces, so no sampled answer would end before stage.max_new_tokens",
             fix=f"set model.new_tokens=['{ends.text}'], or the template of this model (model.template=auto)",
@@ -93,13 +93,15 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     """The rows that are sampled, split, repeated and packed. Raises UserError where none is left."""
     pack, prompts = plan.steps.pack, plan.steps.evaluate.samples
     alone = replace(pack, packing=False)
-    if plan.steps.align.streaming:
+    if plan.settings.data.streaming:
         return _streamed(plan, aligned, tokenizer, alone)
-    mixed = mix.mix({name: found.digests for name, found in aligned.sources.items()}, plan.steps.align, plan.seed)
+    mixed = mix.mix(
+        {name: found.digests for name, found in aligned.sources.items()}, plan.steps.align, plan.settings.seed
+    )
     if not len(mixed.train) and (plan.verb != "evaluate" or not len(mixed.validation)):
         raise _nothing(aligned)
     train = dataset(aligned.sources, mixed.train, pack, aligned.spec.kind)
-    measured = np.unique(mixed.train) if plan.steps.evaluate.rows == "train" else mixed.validation
+    measured = np.unique(mixed.train) if plan.settings.evaluate.rows == "train" else mixed.validation
     validation = dataset(aligned.sources, measured, alone, aligned.spec.kind)
     read = train if len(train) else validation  # nothing trains where a set is measured whole
     tokens = read.counts()
@@ -130,9 +132,9 @@ def _digest(aligned: Aligned, mixed: Mixed) -> str:
 
 
 def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Dataset:
-    steps, name = plan.steps, plan.steps.align.validation
+    steps, name = plan.steps, plan.settings.data.validation
     held = aligned.sources[name] if name else None
-    stream = Stream(steps.align, steps.pack, aligned.spec.kind, plan.seed, Workers(aligned.spec, 1), held)
+    stream = Stream(steps.align, steps.pack, aligned.spec.kind, plan.settings.seed, Workers(aligned.spec, 1), held)
     validation: Samples = stream.validation
     if held is not None:
         validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.spec.kind)
@@ -161,7 +163,7 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
     yield from _lacking(plan, aligned, tokenizer)
     if dropped := mostly_dropped(counts):
         yield dropped
-    if plan.verb == "train" and (few := _few_prompts(plan.steps.train, len(mixed.train))):
+    if plan.verb == "train" and (few := _few_prompts(plan, len(mixed.train))):
         yield few
     if special := counts["special_in_text"]:
         have = "row has" if special == 1 else "rows have"
@@ -174,9 +176,9 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
             yield uneven
 
 
-def _few_prompts(train: Train, prompts: int) -> str | None:
+def _few_prompts(plan: Plan, prompts: int) -> str | None:
     """Of a stage that samples, where there are fewer prompts than a step asks: none is asked twice in it."""
-    answers, asked = train.own.get("rollout_batch_size"), rows_per_step(train)
+    answers, asked = plan.steps.train.own.get("rollout_batch_size"), rows_per_step(plan)
     if answers is None or prompts >= asked:
         return None
     return (
@@ -208,7 +210,7 @@ def _uneven(labels: NDArray[np.int8], own: Mapping[str, Any]) -> str | None:
 
 def _lacking(plan: Plan, aligned: Aligned, tokenizer: Any) -> Iterator[str]:
     """A named template's end of turn that the tokenizer does not have is spelled in pieces."""
-    name, vocabulary = plan.steps.pack.template, tokenizer.get_vocab()
+    name, vocabulary = plan.settings.model.template, tokenizer.get_vocab()
     named = () if aligned.spec.kind == "text" else templates.stops(name)
     lacking = [token for token in named if token not in vocabulary]
     if lacking:

@@ -22,8 +22,8 @@ def patch(run: Run, config: Any) -> dict[str, Any]:
     register(plan.attention, plan.group_size)
     config._attn_implementation = plan.attention
     config.use_cache = False
-    if plan.rope_scaling != "none":
-        scale_positions(config, plan.rope_scaling, plan.rope_factor, plan.context_length)
+    if (scaling := run.plan.settings.model.rope_scaling) != "none":
+        scale_positions(config, scaling, plan.rope_factor, plan.context_length)
     return {"patched": config}
 
 

@@ -64,9 +64,9 @@ class Seen:
 
 def witness(run: Run, model: Any, dataset: Dataset) -> dict[str, Any]:
     """The model as it is before anything is trained or measured."""
-    if run.plan.checks == "none" or not _alone(run):
+    if run.plan.settings.checks == "none" or not _alone(run):
         return {"seen": Seen({}, [])}
-    full = run.plan.checks == "full"
+    full = run.plan.settings.checks == "full"
     frozen = [name for name, value in model.named_parameters() if full and not value.requires_grad]
     return {"seen": Seen(checksums(model, frozen), _reference_losses(run, model, dataset))}
 
@@ -81,7 +81,7 @@ def prove(
     trained: dict[str, Any],
 ) -> dict[str, Any]:
     """After training, with the trained model at hand."""
-    if run.plan.checks == "none" or not _alone(run):
+    if run.plan.settings.checks == "none" or not _alone(run):
         return {"expected": None}
     if frozen := seen.frozen:  # else there is nothing that could have changed
         now = checksums(model, frozen)
@@ -93,11 +93,11 @@ def prove(
     elif seen.reference:
         apart = moved(_reference_losses(run, model, dataset), seen.reference)["most_nats"]
         detail = f"the reference's losses of single tokens have moved by {apart:.2g} nats at most"
-        run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail)
+        run.check("reference_unchanged", apart <= _REFERENCE_ROUNDING[precision(run.plan)], detail)
     names = [name for name, value in model.named_parameters() if value.requires_grad]
     _check_resume_point(run, dict(model.named_parameters()), names, trained["summary"]["steps"])
-    beside = heads.heads(run.plan.steps.train.stage, arch)  # saved as they were trained
-    if run.plan.checks == "fast":
+    beside = heads.heads(run.plan.settings.stage.name, arch)  # saved as they were trained
+    if run.plan.settings.checks == "fast":
         _check_saved(run, model, [*beside])
         return {"expected": None}
     ids = dataset.first.ids[:_TOKENS]
@@ -125,7 +125,7 @@ def reload(run: Run, expected: Expected | None, result: dict[str, Any]) -> dict[
 
 def _alone(run: Run) -> bool:
     """Whether this process holds the whole model: of several, each may hold a part of each tensor."""
-    return run.plan.steps.train.ranks.strategy == "none"
+    return run.plan.settings.hardware.strategy == "none"
 
 
 # --- checksums
@@ -185,7 +185,7 @@ _REFERENCE_ROUNDING = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.01}
 
 def _reference_losses(run: Run, model: Any, dataset: Dataset) -> list[float]:
     """By the frozen weights in the reference's role; nothing of a stage that reads none there."""
-    if not samples_answers(run.plan.steps.train):
+    if not samples_answers(run.plan):
         return []
     from factory.rollouts import roles
 
@@ -221,7 +221,7 @@ def _numbers_hold(run: Run, model: Any, dataset: Dataset, reference: Reference) 
         again, counts = (torch.cat(each) for each in zip(*parts, strict=True))
     apart = float(((again - numbers).abs() / counts.clamp(min=1)).max())
     detail = f"the base's log-probabilities of {len(numbers)} sequences have moved by {apart:.2g} nats a token at most"
-    return apart <= _REFERENCE_ROUNDING[precision(run.plan.steps)], detail
+    return apart <= _REFERENCE_ROUNDING[precision(run.plan)], detail
 
 
 # --- the checkpoint
@@ -336,7 +336,7 @@ def read_saved(run: Run) -> Any:
     adapter = (folder / "adapter_config.json").is_file()
     if adapter and plan.load.source == "folder" and not Path(plan.load.path).exists():
         raise FileNotFoundError(f"its base {plan.load.path} is gone")
-    stretched, trust = base_config(folder), plan.load.trust_remote_code
+    stretched, trust = base_config(folder), run.plan.settings.model.trust_remote_code
     at = stretched.parent if stretched.is_file() else source.folder(run) if adapter else folder
     revision = plan.load.revision if adapter and not stretched.is_file() else None
     config = AutoConfig.from_pretrained(at, revision=revision, trust_remote_code=trust)
@@ -357,7 +357,7 @@ def read_saved(run: Run) -> Any:
             raise ValueError(f"its files lack {', '.join(sorted(info['missing_keys'])[:_NAMED])}")
         replace_kernels(model, plan.patch)
     heads.load(model, folder)
-    return model.to(plan.load.device) if plan.quantize.bits is None else model
+    return model.to(plan.load.device) if run.plan.settings.method.quantization.bits is None else model
 
 
 def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
@@ -380,7 +380,7 @@ def _as_expected(run: Run, model: Any, expected: Expected) -> tuple[bool, str]:
     detail = f"losses of single tokens differ by {apart:.2g} nats {how}"
     if same:
         detail = f"{len(same) - len(wrong)} of {len(same)} trained tensors are the same, {detail}"
-    return not wrong and apart <= TOKEN_ROUNDING[precision(run.plan.steps)], detail + _named(wrong)
+    return not wrong and apart <= TOKEN_ROUNDING[precision(run.plan)], detail + _named(wrong)
 
 
 def _are_rounded(run: Run, model: Any) -> bool:
@@ -408,9 +408,11 @@ def _merges(run: Run, model: Any) -> bool:
     And one that the text of the proof goes through: beside a tower or a projector alone it changes no answer to it.
     """
     plan = run.plan.steps
-    if "language" not in plan.attach.settings.get("parts", ("language",)):
+    if "language" not in getattr(run.plan.settings.method, "parts", ("language",)):
         return False
-    quantized = plan.quantize.bits is not None or checkpoint_quantizer(plan.load.config) is not None
+    quantized = (
+        run.plan.settings.method.quantization.bits is not None or checkpoint_quantizer(plan.load.config) is not None
+    )
     return hasattr(model, "peft_config") and not quantized
 
 

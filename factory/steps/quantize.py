@@ -26,11 +26,11 @@ class InPlace:
 def quantize(run: Run) -> dict[str, Any]:
     import torch
 
-    steps = run.plan.steps
-    if steps.quantize.bits is None:
+    steps, asked = run.plan.steps, run.plan.settings.method.quantization
+    if asked.bits is None:
         return {"quantization": of_checkpoint(steps.load.config, steps.load.device)}
-    found = held(steps.quantize, getattr(torch, precision(steps)))
-    if steps.train.ranks.strategy == "fsdp":  # splits numbers, not bytes
+    found = held(asked, getattr(torch, precision(run.plan)))
+    if run.plan.settings.hardware.strategy == "fsdp":  # splits numbers, not bytes
         found.bnb_4bit_quant_storage = torch.float32
     return {"quantization": found}
 

@@ -69,7 +69,7 @@ def _measure(run: Run, model: Any, dataset: Dataset, found: Reference) -> None:
     from factory.losses import sequence_log_probs
     from factory.rollouts import roles
 
-    total = total_steps(run.plan.steps.train, dataset)
+    total = total_steps(run.plan, dataset)
     base = roles.reference(model) if is_bare_base(run) else nullcontext()  # adapters that add nothing yet take time
     multiplying_as_trained(model)
     with torch.no_grad(), autocast(run.plan), base:
@@ -91,7 +91,7 @@ def _batches(run: Run, dataset: Dataset, total: int) -> Iterator[tuple[int, dict
             for batch in step.batches:
                 yield number, batch
     collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
-    size = run.plan.steps.evaluate.batch_size
+    size = run.plan.settings.evaluate.batch_size
     starts, _ = run.world.share(range(0, len(dataset.validation), size))
     for start in starts:
         numbers = range(start, min(start + size, len(dataset.validation)))

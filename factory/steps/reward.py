@@ -9,7 +9,7 @@ from factory.stages.rows import samples_answers
 
 def reward(run: Run, tokenizer: Any) -> dict[str, Any]:
     """None where the stage's answers are the data's."""
-    if not samples_answers(run.plan.steps.train):
+    if not samples_answers(run.plan):
         return {"reward": None}
     from factory.rewards.model import reads_another_form
     from factory.rewards.source import reward

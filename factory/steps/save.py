@@ -17,7 +17,7 @@ from factory.export.reading import reading
 from factory.plan import heads
 from factory.ranks.spec import SPLIT
 from factory.run.folder import base_config, open_as
-from factory.steps.attach import has_own_base, method_settings
+from factory.steps.attach import has_own_base
 from factory.steps.proofs import saved_type, token_losses
 
 
@@ -41,12 +41,12 @@ def settle(run: Run, model: Any, arch: Architecture) -> None:
     Not a stage's heads, which are saved as they are, and not where processes hold parts of the weights: there they are
     rounded as they are gathered, to the nearest.
     """
-    kept, ranks = saved_type(run, model), run.plan.steps.train.ranks
-    if kept is None or "weights" in SPLIT[ranks.strategy]:
+    kept, strategy = saved_type(run, model), run.plan.settings.hardware.strategy
+    if kept is None or "weights" in SPLIT[strategy]:
         return
     from factory import rounding
 
-    beside = heads.heads(run.plan.steps.train.stage, arch)
+    beside = heads.heads(run.plan.settings.stage.name, arch)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in beside:
             rounding.settle(parameter, kept)
@@ -57,7 +57,7 @@ def _adapts(model: Any) -> bool:
 
 
 def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: dict[str, bytes]) -> None:
-    beside = tuple(heads.heads(run.plan.steps.train.stage, arch))
+    beside = tuple(heads.heads(run.plan.settings.stage.name, arch))
     aside = run.folder.path / f".model.{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -65,7 +65,7 @@ def _write(run: Run, model: Any, arch: Architecture, tokenizer: Any, processor: 
         for name, content in processor.items():
             (aside / name).write_bytes(content)
         if _adapts(model):
-            method, settings = registry.run("methods", run.plan.steps.attach.method), method_settings(run)
+            method, settings = registry.run("methods", run.plan.settings.method.name), run.plan.settings.method
             method.export(model, settings, aside)
             if has_own_base(run):
                 scale, taken = method.taken(model, settings)
@@ -115,13 +115,13 @@ def _save_own_base(
 ) -> None:
     """What that base is made of again, and some of the losses that a model on it must come to."""
     plan, ids, losses = run.plan.steps, list[int](), list[float]()
-    if plan.train.ranks.strategy == "none":  # else a process may hold a part of the model
+    if run.plan.settings.hardware.strategy == "none":  # else a process may hold a part of the model
         ids = own_base.ids(tokenizer)
         losses = token_losses(run, model, ids)
     said = own_base.OwnBase(
         scale=scale,
         dtype=plan.load.dtype,
-        quantization=plan.quantize,
+        quantization=run.plan.settings.method.quantization,
         computed_in=plan.train.autocast or plan.load.dtype,
         ids=tuple(ids),
         losses=tuple(losses),
@@ -132,7 +132,7 @@ def _save_own_base(
 def _stretched(run: Run) -> bool:
     """Whether the base's positions are not those of its own config: by this run, or by that of the adapter before."""
     adapter = run.plan.steps.load.adapter
-    return run.plan.steps.patch.rope_scaling != "none" or (adapter is not None and base_config(adapter).is_file())
+    return run.plan.settings.model.rope_scaling != "none" or (adapter is not None and base_config(adapter).is_file())
 
 
 def _save_base_config(run: Run, config: Any, folder: Path) -> None:
@@ -150,7 +150,7 @@ def _save_base_config(run: Run, config: Any, folder: Path) -> None:
 
 def _card(run: Run, folder: Path) -> str:
     plan = run.plan
-    named = (plan.method, plan.steps.train.stage)
+    named = (plan.method, plan.settings.stage.name)
     data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
     own = (
         "- base: it was quantized without the adapter's start, so on the published one PEFT gives another "
@@ -158,7 +158,7 @@ def _card(run: Run, folder: Path) -> str:
     )
     return (
         f"# {plan.options.get('model', 'model')}, {', '.join(map(without_place, named))}\n\n"
-        f"Fine-tuned by Factory; plan {plan.digest()}, seed {plan.seed}.\n\n"
+        f"Fine-tuned by Factory; plan {plan.digest()}, seed {plan.settings.seed}.\n\n"
         f"- base: {plan.steps.load.fingerprint if plan.steps.load.source != 'folder' else plan.options.get('model')}\n"
         f"- data: {data}\n"
         f"- trained parameters: {plan.estimate.parameters.trainable:,} of {plan.estimate.parameters.total:,}\n"

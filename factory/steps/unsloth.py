@@ -39,7 +39,7 @@ def read(run: Run, quantization: Any) -> Any:
     from unsloth import FastLanguageModel  # type: ignore[import-not-found]  # an extra
 
     load = run.plan.steps.load
-    with source.readable(load):
+    with source.readable(load, allow_pickle=run.plan.settings.model.allow_pickle):
         model, _ = FastLanguageModel.from_pretrained(
             model_name=source.folder(run),
             revision=load.revision,
@@ -50,8 +50,8 @@ def read(run: Run, quantization: Any) -> Any:
             use_exact_model_name=True,
             use_gradient_checkpointing=False,  # transformers' own, as of any other model
             offload_embedding=False,
-            random_state=run.plan.seed,
-            use_safetensors=None if load.allow_pickle else True,
+            random_state=run.plan.settings.seed,
+            use_safetensors=None if run.plan.settings.model.allow_pickle else True,
             **({} if quantization is None else {"quantization_config": quantization}),
         )
     model.config.use_cache = False
@@ -65,7 +65,7 @@ def attach(run: Run, model: Any, settings: Any, arch: Architecture) -> Any:
     """
     from unsloth import FastLanguageModel  # type: ignore[import-not-found]  # an extra
 
-    attached = registry.spec("methods", run.plan.steps.attach.method).peft(settings, arch)
+    attached = registry.spec("methods", run.plan.settings.method.name).peft(settings, arch)
     return FastLanguageModel.get_peft_model(
         model,
         r=attached["r"],
@@ -75,7 +75,7 @@ def attach(run: Run, model: Any, settings: Any, arch: Architecture) -> Any:
         use_rslora=attached["use_rslora"],
         init_lora_weights="gaussian" if settings.initialization == "gaussian" else True,
         use_gradient_checkpointing=False,
-        random_state=run.plan.seed,
+        random_state=run.plan.settings.seed,
         **({"use_dora": True} if attached["use_dora"] else {}),
     )
 

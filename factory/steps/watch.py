@@ -6,11 +6,12 @@ from typing import Any
 
 from factory.config.line import again, setting
 from factory.config.refusal import refuse
+from factory.config.settings import Stage
 from factory.config.words import counted
 from factory.data import batches, stream
 from factory.data.dataset import Dataset as Rows
 from factory.execute.context import Run
-from factory.plan.plan import Plan, Train
+from factory.plan.plan import Plan
 from factory.ranks.spec import ZERO
 from factory.run.folder import RunFolder
 from factory.steps.engine import Engine
@@ -50,7 +51,7 @@ class Losses:
         self.mean = loss if self.updates == 0 else _DECAY * self.mean + (1 - _DECAY) * loss
         self.updates, self.in_a_row = self.updates + 1, 0
 
-    def wrong(self, plan: Train, loss: float, norm: float, *, skips_overflows: bool) -> tuple[str, str] | None:
+    def wrong(self, stage: Stage, loss: float, norm: float, *, skips_overflows: bool) -> tuple[str, str] | None:
         """The refusal's id and what is wrong with an update; None where it is a good one.
 
         With float16 a gradient may overflow now and then: the scaler skips that step and lowers its scale. Of one that
@@ -61,11 +62,11 @@ class Losses:
             as_before = f", as in the {self.overflowing} updates before" if endless else ""
             return "not-finite", f"the loss is {loss:.6g}, the gradient's norm {norm:.6g}{as_before}"
         # also where losses are negative: so many times as far up as the mean is from 0
-        factor = plan.spike_factor
+        factor = stage.spike_factor
         if factor is not None and self.updates >= _SETTLED and loss - self.mean > (factor - 1) * abs(self.mean):
             return "loss-spike", f"the loss is {loss:.6g}, its running mean {self.mean:.6g}"
-        if plan.spike_norm is not None and isfinite(norm) and norm > plan.spike_norm:
-            return "gradient-spike", f"the gradient's norm is {norm:.6g}, above stage.spike_norm={plan.spike_norm:g}"
+        if stage.spike_norm is not None and isfinite(norm) and norm > stage.spike_norm:
+            return "gradient-spike", f"the gradient's norm is {norm:.6g}, above stage.spike_norm={stage.spike_norm:g}"
         return None
 
     def summary(self) -> dict[str, Any]:
@@ -87,15 +88,15 @@ def to_be_skipped(
 
     `step` counts from 1. An update that is not finite is never applied: it would turn every weight into NaN.
     """
-    plan = run.plan.steps.train
-    found = losses.wrong(plan, loss, norm, skips_overflows=fp16)
+    stage = run.plan.settings.stage
+    found = losses.wrong(stage, loss, norm, skips_overflows=fp16)
     if found is None:
         losses.add(loss, norm)
         return False
     (rule, wrong), by_rank = found, run.world.gathered(rows_of(dataset, update))
     rows = list(dict.fromkeys(row for own in by_rank for row in own))
-    skips = plan.on_bad_update == "skip" or (plan.on_bad_update == "warn" and rule == "not-finite")
-    action = "stopped" if plan.on_bad_update == "stop" else "skipped" if skips else "applied"
+    skips = stage.on_bad_update == "skip" or (stage.on_bad_update == "warn" and rule == "not-finite")
+    action = "stopped" if stage.on_bad_update == "stop" else "skipped" if skips else "applied"
     said = {
         "step": step,
         "what": rule,
@@ -110,7 +111,7 @@ def to_be_skipped(
     wrong = f"{wrong}; {_named(rows)}"
     if action == "stopped":
         run.emit("bad_update", text=f"step {step}: {wrong}", **said)
-        if run.plan.steps.attach.settings.get("layerwise"):
+        if getattr(run.plan.settings.method, "layerwise", False):
             raise refuse(
                 "layerwise-bad-update",
                 f"step={step}",
@@ -134,11 +135,11 @@ def to_be_skipped(
         return False
     losses.skipped, losses.in_a_row = losses.skipped + 1, losses.in_a_row + 1
     run.bad_updates = losses.summary()
-    if losses.in_a_row >= plan.max_skipped_updates:
+    if losses.in_a_row >= stage.max_skipped_updates:
         wrong = f"{losses.in_a_row} updates in a row were skipped up to step {step}; of the last, {wrong}"
         raise refuse(
             "skipped-in-a-row",
-            f"stage.max_skipped_updates={plan.max_skipped_updates}",
+            f"stage.max_skipped_updates={stage.max_skipped_updates}",
             wrong,
             because="a run whose updates are all skipped trains nothing",
             fix="look at these rows, lower stage.learning_rate, or raise stage.max_skipped_updates",
@@ -148,7 +149,7 @@ def to_be_skipped(
 
 def _onward(plan: Plan, folder: RunFolder) -> str:
     """How to train on without the update: the same run, begun anew or resumed as it is, would meet it again."""
-    if plan.steps.train.ranks.strategy in ZERO:  # rule bad-update-of-ranks
+    if plan.settings.hardware.strategy in ZERO:  # rule bad-update-of-ranks
         return "start a new run with hardware.strategy=ddp or fsdp and stage.on_bad_update=skip"
     command = again(plan.verb, plan.overrides, plan.config_dirs)
     continued = f"{setting('hydra.run.dir', folder.path)} stage.resume=auto stage.on_bad_update=skip"

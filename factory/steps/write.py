@@ -23,7 +23,7 @@ def embedded(run: Opening, tokenizer: Any, processor: Any, model: Any) -> dict[s
         numbers=Numbers(asked.prefill, plan.steps.patch.reach),
         most=asked.batch,
         queue=asked.queue,
-        scores=_score if plan.steps.train.stage == "rm" else None,
+        scores=_score if plan.settings.stage.name == "rm" else None,
     )
     room = Room(plan, made, prompts(run, tokenizer, processor, own_ends(made.model.inner)), {}, _capacity(run))
     return {"room": room}

@@ -126,7 +126,7 @@ def _read(run: Run, folder: Path) -> Any:
     """As plain transformers reads it."""
     from transformers import AutoConfig
 
-    trust = run.plan.steps.load.trust_remote_code
+    trust = run.plan.settings.model.trust_remote_code
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     config.use_cache, config._attn_implementation = False, run.plan.steps.patch.attention
     kind = classifier_class(config) if run.plan.exported.scores else model_class(config)
@@ -134,9 +134,11 @@ def _read(run: Run, folder: Path) -> Any:
         folder, config=config, dtype="auto", trust_remote_code=trust, output_loading_info=True
     )
     if info["missing_keys"]:
-        raise _export_unfit(f"export.dir={run.plan.exported.dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT)
+        raise _export_unfit(
+            f"export.dir={run.plan.settings.export.dir}", f"it lacks {min(info['missing_keys'])}", fix=_REPORT
+        )
     keep_gradients(model)
-    return model if run.plan.exported.quantization else model.to(run.plan.steps.load.device)
+    return model if run.plan.settings.export.quantization else model.to(run.plan.steps.load.device)
 
 
 def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str) -> None:
@@ -151,7 +153,7 @@ def _check_written(run: Run, ours: list[float], theirs: list[float], dtype: str)
             f"{apart['most_nats']:.2g} at most"
         )
     if not found <= allowed:
-        raise _export_unfit(f"export.format={run.plan.exported.format}", detail, fix=_REPORT)
+        raise _export_unfit(f"export.format={run.plan.settings.export.format}", detail, fix=_REPORT)
     run.check("written", True, detail)
 
 
@@ -191,7 +193,7 @@ def _in_bits(run: Run, model: Any, dtype: str) -> Any:
     """The model with its decoder's linear layers quantized by bitsandbytes."""
     import torch
 
-    load, name = run.plan.steps.load, run.plan.exported.quantization
+    load, name = run.plan.steps.load, run.plan.settings.export.quantization
     asked = Quantization(
         method="bitsandbytes",
         bits=8 if name == "int8" else 4,
@@ -199,7 +201,9 @@ def _in_bits(run: Run, model: Any, dtype: str) -> Any:
         double_quantization=False,
     )
     how = held(asked, getattr(torch, dtype))
-    how.llm_int8_skip_modules = outside_linears(model.config, trust_remote_code=load.trust_remote_code)
+    how.llm_int8_skip_modules = outside_linears(
+        model.config, trust_remote_code=run.plan.settings.model.trust_remote_code
+    )
     made = type(model).from_pretrained(
         None,
         config=model.config,

@@ -146,7 +146,7 @@ class Delivery:
 
     def _opened(self) -> Sink:
         if self._sink is None:
-            module, _, name = TOOLS[self.plan.tracking.tool].sink.partition(":")
+            module, _, name = TOOLS[self.plan.settings.tracking.tool].sink.partition(":")
             made: Sink = getattr(importlib.import_module(module), name)(self.plan, self.folder, self.ledger)
             if self._by_another:
                 self.ledger.step = max(self.ledger.step, made.last_step())

@@ -1,7 +1,7 @@
 """`factory track FOLDER`: what of a run, or of a sweep's runs, did not reach its tracking is sent now."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,10 @@ def of_run(folder: RunFolder, chosen: dict[str, Any], parent: str | None = None)
 
 def elsewhere(made: Plan, chosen: dict[str, Any], parent: str | None) -> Plan:
     """A run that was tracked by nothing goes to MLflow where an address is given."""
-    if "uri" in chosen and not made.tracking.on:
+    if "uri" in chosen and not made.settings.tracking.on:
         chosen = {"tool": "mlflow", **chosen}
     nested = {"parent_run": parent} if parent else {"parent_run": None} if chosen else {}
-    tracking = made.tracking.model_copy(update={**chosen, **nested})
+    tracking = made.settings.tracking.model_copy(update={**chosen, **nested})
     if not tracking.on:
         raise refuse(
             "track-nowhere",
@@ -71,13 +71,13 @@ def elsewhere(made: Plan, chosen: dict[str, Any], parent: str | None) -> Plan:
             because="what is in the folder must go somewhere",
             fix="name a server: factory track FOLDER tracking.uri=http://HOST:PORT",
         )
-    return replace(made, tracking=tracking)
+    return made.with_settings(tracking=tracking)
 
 
 def _sent(made: Plan, folder: RunFolder) -> Sent:
-    book = ledger.of(made.tracking, folder)
+    book = ledger.of(made.settings.tracking, folder)
     before, missing = ledger.counts(book, folder)
-    where, problem = made.tracking.uri or made.tracking.tool, None
+    where, problem = made.settings.tracking.uri or made.settings.tracking.tool, None
     if missing:
         report = read_json(folder.report)
         book.ended = _ended(book, folder)
@@ -127,7 +127,7 @@ def unusable_in(folder: str, chosen: dict[str, Any], packages: dict[str, str]) -
     if not found or not found[0].plan.is_file():
         raise _track_what(folder, "there is no run in it")
     made = read_plan(found[0].plan, setting=f"track {folder}")
-    return unusable(elsewhere(made, chosen, None).tracking, packages)
+    return unusable(elsewhere(made, chosen, None).settings.tracking, packages)
 
 
 def unusable(tracking: Tracking, there: dict[str, str]) -> list[Refusal]:

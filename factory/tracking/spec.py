@@ -127,7 +127,7 @@ def title(plan: Plan) -> str:
     """What a tool lists the run as. One that trains nothing is called by what it is of: its method says nothing."""
     model = plan.options.get("model", "")
     if plan.verb == "train":
-        return f"{model} {plan.method} {plan.steps.train.stage}"
+        return f"{model} {plan.method} {plan.settings.stage.name}"
     load, export = plan.steps.load, plan.export
     of = (export and export.run) or load.adapter or (load.path if load.source == "folder" else None)
     return f"{plan.verb} {name_of(of) or model}"

@@ -12,9 +12,9 @@ from typing import Any
 from factory import locks
 from factory.config.redact import redacted, without_secrets
 from factory.config.settings import Tracking
-from factory.config.values import to_tree, whole
+from factory.config.values import whole
 from factory.execute.report import as_json
-from factory.plan.plan import Plan
+from factory.plan.plan import Plan, tree_of
 from factory.run.folder import RunFolder, is_no_store
 from factory.stages.loss import Unit
 from factory.stages.rows import unit
@@ -35,7 +35,7 @@ class MlflowSink:
     def __init__(self, plan: Plan, folder: RunFolder, ledger: Ledger):
         self._plan, self._folder, self._ledger = plan, folder, ledger
         _refuse_gone(ledger)
-        self._client, experiment = connect(plan.tracking)
+        self._client, experiment = connect(plan.settings.tracking)
         self._metrics: list[Any] = []
         if ledger.run_id is None:
             ledger.run_id = self._known(experiment) or self._create(experiment)
@@ -54,7 +54,7 @@ class MlflowSink:
 
     def _create(self, experiment: str) -> str:
         tags = {_KEY: self._ledger.key, **_tags(self._plan, self._folder)}
-        parent = self._plan.tracking.parent_run or outer_run(self._client)
+        parent = self._plan.settings.tracking.parent_run or outer_run(self._client)
         if parent is not None:
             tags[PARENT] = parent
         started = round(1000 * self._ledger.started)
@@ -97,7 +97,7 @@ class MlflowSink:
         if report is not None:
             yield from self._result(without_secrets(report))
         if lines := whole_lines(self._folder.metrics):
-            self._client.log_figure(self._run_id, loss_figure(lines, unit(self._plan.steps.train)), "loss.png")
+            self._client.log_figure(self._run_id, loss_figure(lines, unit(self._plan)), "loss.png")
             yield
         for path, where in ((self._folder.log, ""), (self._folder.model / "README.md", "model_card")):
             if path.is_file():
@@ -197,7 +197,7 @@ def _tags(plan: Plan, folder: RunFolder) -> dict[str, str]:
         "verb": plan.verb,
         "model": plan.options.get("model", ""),
         "method": plan.method,
-        "stage": plan.steps.train.stage,
+        "stage": plan.settings.stage.name,
         "digest": plan.digest(),
         "folder": str(folder.path),
         "mlflow.source.name": "factory",
@@ -225,7 +225,7 @@ def _data_sets(plan: Plan) -> Iterator[Any]:
 
     read_for = "training" if plan.verb == "train" else "evaluation"
     for name, source in plan.steps.align.sources.items():
-        context = "validation" if name == plan.steps.align.validation else read_for
+        context = "validation" if name == plan.settings.data.validation else read_for
         where = {"path": source.path, "subset": source.subset, "split": source.split, "revision": source.revision}
         yield DatasetInput(
             Dataset(
@@ -320,8 +320,10 @@ def _leaves(plan: Plan) -> dict[str, Any]:
         else:
             flat[path] = value
 
-    told = {"option": plan.options, "seed": plan.seed, **to_tree(plan.steps), "estimate": to_tree(plan.estimate)}
-    walk({**told, "packages": plan.packages}, "")
+    tree = tree_of(plan)
+    for part in (tree["settings"], tree["steps"]):
+        walk(part, "")
+    walk({"option": plan.options, "estimate": tree["estimate"], "packages": plan.packages}, "")
     return {name: value for name, value in flat.items() if not name.startswith("load.config.")}
 
 

@@ -79,10 +79,12 @@ def _writer(folder: Path, purge_step: int | None) -> SummaryWriter:
 
 def _place(plan: Plan, folder: RunFolder, ledger: Ledger) -> Path:
     """Named as the run's folder is, so that a person finds it; and by the key, so that no two share it."""
-    assert plan.tracking.uri is not None
+    assert plan.settings.tracking.uri is not None
     name = "_".join(folder.path.absolute().parts[-2:])
-    group = [plan.tracking.parent_run] if plan.tracking.parent_run else []
-    return Path(plan.tracking.uri, plan.tracking.experiment, *group, f"{name}_{ledger.key[:4]}").absolute()
+    group = [plan.settings.tracking.parent_run] if plan.settings.tracking.parent_run else []
+    return Path(
+        plan.settings.tracking.uri, plan.settings.tracking.experiment, *group, f"{name}_{ledger.key[:4]}"
+    ).absolute()
 
 
 def _block(text: str) -> str:

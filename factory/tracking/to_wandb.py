@@ -27,11 +27,11 @@ class WandbSink:
 
     def __init__(self, plan: Plan, folder: RunFolder, ledger: Ledger):
         self._plan, self._folder, self._ledger = plan, folder, ledger
-        online, known = plan.tracking.mode == "online", ledger.run_id is not None
+        online, known = plan.settings.tracking.mode == "online", ledger.run_id is not None
         ledger.run_id = ledger.run_id or ledger.key[:12]
         if wandb.run is not None and wandb.run.id != ledger.run_id:  # which init would give us for ours
             raise ConnectionError("an earlier run is still being sent")
-        server = {} if plan.tracking.uri is None else {"base_url": plan.tracking.uri}
+        server = {} if plan.settings.tracking.uri is None else {"base_url": plan.settings.tracking.uri}
         settings = wandb.Settings(
             console="off",  # run.log has it
             silent=True,
@@ -40,13 +40,13 @@ class WandbSink:
             **server,
         )
         self._run = wandb.init(
-            project=plan.tracking.experiment,
-            group=plan.tracking.parent_run,
+            project=plan.settings.tracking.experiment,
+            group=plan.settings.tracking.parent_run,
             id=ledger.run_id,
             name=title(plan),
-            tags=[name[-_TAG:] for name in (plan.method, plan.steps.train.stage)],
+            tags=[name[-_TAG:] for name in (plan.method, plan.settings.stage.name)],
             dir=str(folder.path),
-            mode=plan.tracking.mode,
+            mode=plan.settings.tracking.mode,
             resume="allow" if online and known else None,
             settings=settings,
         )

@@ -26,13 +26,13 @@ class Tracker:
 
     def __init__(self, plan: Plan, folder: RunFolder):
         self.problem: str | None = None
-        self._on = plan.tracking.on
-        self._where = plan.tracking.uri or plan.tracking.tool
-        tracking = plan.tracking
+        self._on = plan.settings.tracking.on
+        self._where = plan.settings.tracking.uri or plan.settings.tracking.tool
+        tracking = plan.settings.tracking
         remote = tracking.mode == "online" if tracking.tool == "wandb" else self._where.startswith("http")
         self._patience = _PATIENCE if remote else _PATIENCE_WITH_FILES
         self._folder = folder
-        self._delivery = Delivery(plan, folder, ledger.of(plan.tracking, folder))
+        self._delivery = Delivery(plan, folder, ledger.of(plan.settings.tracking, folder))
         self._report: dict[str, Any] | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None

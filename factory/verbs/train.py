@@ -135,7 +135,7 @@ def done_once(composed: compose.Composed, verb: Verb, said: tuple[str, ...] | No
     `said`: the command's own overrides, where those that are composed are a run's too. The plan tells of these.
     """
     made = compiled(composed, training=True, verb=verb)
-    made = made if said is None else replace(made, overrides=said)
+    made = made if said is None else made.with_settings(overrides=said)
     return _launch(made, RunFolder(composed.run_dir), None, None)
 
 
@@ -181,7 +181,7 @@ def _replay(arguments: list[str]) -> int:
                     fix="change only hydra.run.dir and tracking.*, or compile a new plan without --from-plan",
                 )
             )
-    tracking = made.tracking.model_copy(update={"parent_run": None, **_chosen_tracking(own)})
+    tracking = made.settings.tracking.model_copy(update={"parent_run": None, **_chosen_tracking(own)})
     problems += unusable(tracking, look_at_machine().packages)
     if problems:
         raise UserError(*problems)
@@ -195,12 +195,12 @@ def _replay(arguments: list[str]) -> int:
                 fix="set hydra.run.dir to a folder that every node reaches",
             )
         _refuse_lacking(made)
-        return run_as_rank(replace(made, tracking=tracking), RunFolder(run_dir), from_environment())
-    if made.steps.train.ranks.nodes > 1:
+        return run_as_rank(made.with_settings(tracking=tracking), RunFolder(run_dir), from_environment())
+    if made.settings.hardware.num_nodes > 1:
         wrong = "processes are started on this machine only"
         raise refuse(
             "nodes-need-launcher",
-            f"hardware.num_nodes={made.steps.train.ranks.nodes}",
+            f"hardware.num_nodes={made.settings.hardware.num_nodes}",
             wrong,
             because="what starts processes on several machines (torchrun, Slurm, Ray) is outside of Factory",
             fix=(
@@ -212,7 +212,7 @@ def _replay(arguments: list[str]) -> int:
     folder = RunFolder(run_dir or fresh(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")))
     if folder.plan.exists():
         raise UserError(taken(folder.path, finished=folder.status() == "finished"))
-    return _launch_checked(replace(made, tracking=tracking), folder, None)
+    return _launch_checked(made.with_settings(tracking=tracking), folder, None)
 
 
 def _of_tracking(text: str) -> bool:

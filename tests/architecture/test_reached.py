@@ -51,9 +51,9 @@ def test_what_adapts_gets_a_gradient(kind: str, tiny_model: Path) -> None:
     torch.manual_seed(0)
     model = built_of(roomy(KINDS[kind]), "cpu").requires_grad_(False)
     arch = architecture(model.config.to_dict())
-    plan = compiled(f"model.path={tiny_model}", "hardware=cpu", "precision=fp32", "method=lora", "method.rank=2").steps
-    settings: Any = SimpleNamespace(**plan.attach.settings)
-    attached = registry.run("methods", "lora").attach(model, settings, plan.attach, arch)
+    plan = compiled(f"model.path={tiny_model}", "hardware=cpu", "precision=fp32", "method=lora", "method.rank=2")
+    settings: Any = plan.settings.method
+    attached = registry.run("methods", "lora").attach(model, settings, plan.steps.attach, arch)
     for name, value in attached.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(value)

@@ -1,7 +1,6 @@
 """Controls of the page in a real browser that need no model: `pytest -m slow tests/board`."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def ended(place: Path) -> str:
     assert plan is not None
     folder = place / "outputs" / "2026-11-30" / "10-00-00"
     folder.mkdir(parents=True)
-    (folder / "plan.yaml").write_text(to_yaml(replace(plan, overrides=("evaluate.samples=7", "seed=3"))))
+    (folder / "plan.yaml").write_text(to_yaml(plan.with_settings(overrides=("evaluate.samples=7", "seed=3"))))
     (folder / "report.json").write_text(json.dumps({"status": "finished"}))
     return str(folder.relative_to(place))
 

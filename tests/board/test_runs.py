@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,7 +112,7 @@ def test_overrides_are_listed_as_they_were_given(tmp_path: Path) -> None:
     tokens = ",".join(f"'token {number}'" for number in range(30))  # longer than a line of the file
     given = ("data.path='my rows.jsonl'", "stage.reward='a: b'", f"model.new_tokens=[{tokens}]", "tags={a: 'it\\'s'}")
     (tmp_path / "outputs/one").mkdir(parents=True)
-    content = to_yaml(replace(plan, verb="evaluate", overrides=(*given, "hydra.run.dir=outputs/one")))
+    content = to_yaml(plan.with_settings(verb="evaluate", overrides=(*given, "hydra.run.dir=outputs/one")))
     (tmp_path / "outputs/one/plan.yaml").write_text(content, encoding="utf-8")
     (found,) = Runs(tmp_path / "outputs", tmp_path / "sweeps").all()
     assert (found.verb, found.overrides) == ("evaluate", given)

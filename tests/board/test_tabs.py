@@ -87,7 +87,7 @@ class Tabs:
         assert plan is not None
         (folder / "model").mkdir(parents=True, exist_ok=True)
         (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
-        (folder / "plan.yaml").write_text(to_yaml(replace(plan, verb=verb, overrides=overrides)), encoding="utf-8")
+        (folder / "plan.yaml").write_text(to_yaml(plan.with_settings(verb=verb, overrides=overrides)), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps({"status": "finished", **report}), encoding="utf-8")
         self.runs._seen = (-1.0, [])
         return str(folder)
@@ -347,7 +347,7 @@ def test_a_base_is_read_and_told_things_as_the_run_beside_it(
     plan = Planner((tabs.folder,), ("own",))(said).plan
     assert plan is not None
     run = tabs.run("own")
-    (Path(run) / "plan.yaml").write_text(to_yaml(replace(plan, overrides=said)), encoding="utf-8")
+    (Path(run) / "plan.yaml").write_text(to_yaml(plan.with_settings(overrides=said)), encoding="utf-8")
     tabs.runs._seen = (-1.0, [])
     (tabs.folder / "elsewhere").mkdir()
     monkeypatch.chdir(tabs.folder / "elsewhere")

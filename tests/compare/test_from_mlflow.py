@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
 import side_by_side
@@ -34,8 +33,9 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
         ("c", "oft", 40.0, None),
     ):
         folder = RunFolder(side_by_side.run(where / name, f"method={method}", evaluate={"perplexity": perplexity}))
-        plan = replace(read_plan(folder.plan), tracking=tracking.model_copy(update={"parent_run": under}))
-        Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(json.loads(folder.report.read_text()))
+        ours = tracking.model_copy(update={"parent_run": under})
+        plan = read_plan(folder.plan).with_settings(tracking=ours)
+        Delivery(plan, folder, ledger.of(ours, folder)).finish(json.loads(folder.report.read_text()))
     shutil.rmtree(where / "b")
     return tracking
 

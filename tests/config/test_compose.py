@@ -237,7 +237,7 @@ def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
     own = _own(here, "method", "defaults: [lora]\nrnk: 3\n")
     assert [found.rule for found in refusals(*own, "method=own", training=False)] == ["unknown-key"]
     own = _own(here, "method", "defaults: [lora]\nrank: 3\n")
-    assert compiled(*own, "method=own", training=False).steps.attach.settings["rank"] == 3
+    assert compiled(*own, "method=own", training=False).settings.method["rank"] == 3
 
 
 def test_an_unknown_key_is_refused_in_a_recipe(here: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_value_that_is_not_there_is_told_without_omegaconfs_inner_names(text: 
 def test_an_interpolation_of_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("FACTORY_RANK", "4")
     plan = compiled("method.rank='${oc.env:FACTORY_RANK}'", training=False)
-    assert plan.steps.attach.settings["rank"] == 4
+    assert plan.settings.method["rank"] == 4
 
 
 def test_all_violated_rules_are_listed_at_once(command: Command, here: Path) -> None:
@@ -438,8 +438,8 @@ def test_a_refused_value_is_not_judged_by_the_rules() -> None:
 @pytest.mark.parametrize("text", ["recipe=smoke", "+recipe=smoke"])
 def test_a_recipe_is_composed_and_overridden(text: str) -> None:
     plan = compiled(text, "stage.logging_steps=3", training=False)
-    assert (plan.steps.train.max_steps, plan.steps.train.logging_steps) == (5, 3)
-    assert (plan.steps.align.max_samples, plan.steps.evaluate.samples) == (40, 0)
+    assert (plan.settings.stage.max_steps, plan.settings.stage.logging_steps) == (5, 3)
+    assert (plan.settings.data.max_samples, plan.steps.evaluate.samples) == (40, 0)
 
 
 def test_a_plus_on_a_key_that_exists_changes_nothing() -> None:

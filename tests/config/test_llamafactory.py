@@ -131,21 +131,21 @@ def test_a_lora_run_is_planned_as_it_was(catalogue: Path) -> None:
     )
     assert found.missing == {} and list(found.same) == ["do_train"]
     plan = compiled(*found.as_overrides())
-    train, attach = plan.steps.train, plan.steps.attach
+    train, stage, method = plan.steps.train, plan.settings.stage, plan.settings.method
     assert plan.options["model"] == "smollm2_135m"
-    assert (attach.settings["rank"], attach.settings["alpha"], attach.settings["dropout"]) == (16, 32, 0.05)
-    assert attach.settings["target_modules"] == ["q_proj", "v_proj"]
-    assert (train.learning_rate, train.batch_size, train.gradient_accumulation_steps) == (2e-4, 2, 4)
-    assert (train.lr_scheduler, train.warmup_ratio, train.num_epochs) == ("cosine", 0.1, 2)
-    assert (train.autocast, plan.seed, plan.steps.pack.max_length) == ("bfloat16", 7, 512)
+    assert (method.rank, method.alpha, method.dropout) == (16, 32, 0.05)
+    assert method.target_modules == ("q_proj", "v_proj")
+    assert (stage.learning_rate, stage.batch_size, stage.gradient_accumulation_steps) == (2e-4, 2, 4)
+    assert (stage.lr_scheduler, stage.warmup_ratio, stage.num_epochs) == ("cosine", 0.1, 2)
+    assert (train.autocast, plan.settings.seed, plan.steps.pack.max_length) == ("bfloat16", 7, 512)
     assert plan.steps.patch.attention == "sdpa"
     assert plan.steps.patch.activation_checkpointing is True  # its default, which no line of the file says
 
 
 def test_what_is_not_said_is_its_default(catalogue: Path) -> None:
-    train = compiled(*said(catalogue, use_cpu=True).as_overrides()).steps.train
-    assert (train.learning_rate, train.num_epochs, train.batch_size, train.lr_scheduler) == (5e-5, 3, 8, "linear")
-    assert train.warmup_ratio == 0
+    stage = compiled(*said(catalogue, use_cpu=True).as_overrides()).settings.stage
+    assert (stage.learning_rate, stage.num_epochs, stage.batch_size, stage.lr_scheduler) == (5e-5, 3, 8, "linear")
+    assert stage.warmup_ratio == 0
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_of_two_keys_that_are_one_choice_here_the_other_is_told(
 def test_variants_of_lora_go_together(catalogue: Path) -> None:
     found = said(catalogue, use_rslora=True, use_dora=True, loraplus_lr_ratio=16, use_cpu=True)
     assert found.missing == {}
-    attach = compiled(*found.as_overrides()).steps.attach.settings
+    attach = compiled(*found.as_overrides()).settings.method
     assert (attach["rslora"], attach["dora"], attach["b_learning_rate_ratio"]) == (True, True, 16)
 
 
@@ -292,7 +292,7 @@ def test_what_is_sharded_otherwise_has_no_equal(asked: str, here: Path) -> None:
 def test_preferences_are_planned(loss: str, stage: str, catalogue: Path) -> None:
     found = said(catalogue, stage="dpo", pref_loss=loss, pref_beta=0.2, dataset="pairs", use_cpu=True)
     plan = compiled(*found.as_overrides())
-    assert (plan.steps.train.stage, plan.steps.train.own["beta"]) == (stage, 0.2)
+    assert (plan.settings.stage.name, plan.steps.train.own["beta"]) == (stage, 0.2)
     assert plan.steps.train.own.get("loss", "orpo") == loss
 
 
@@ -507,9 +507,9 @@ def test_a_default_of_theirs_is_planned(given: dict[str, Any], wanted: dict[str,
     (catalogue / "data" / "dataset_info.json").write_text(json.dumps(info))
     rewarded = ["stage.reward=http://127.0.0.1:9/score"] if given.get("stage") == "ppo" else []
     plan = compiled(*said(catalogue, use_cpu=True, **given).as_overrides(), *rewarded)
-    train, align, pack = plan.steps.train, plan.steps.align, plan.steps.pack
-    found = {**to_tree(align), **to_tree(pack), **to_tree(train), **train.own, **to_tree(plan.steps.attach)["settings"]}
-    found["learning_rate"] = train.learning_rate  # not the method's, which the stage's replaces
+    steps, stage, method = plan.steps, to_tree(plan.settings.stage), to_tree(plan.settings.method)
+    found = {**to_tree(steps.align), **to_tree(steps.pack), **stage, **steps.train.own, **method}
+    found["learning_rate"] = plan.settings.stage.learning_rate  # not the method's, which the stage's replaces
     assert {name: found[name] for name in wanted} == wanted
 
 
@@ -537,7 +537,7 @@ def test_max_samples_is_of_each_set(catalogue: Path) -> None:
     }
     assert "drawn by seed" in found.noted["max_samples"]
     plan = compiled(*said(catalogue, max_samples=7, use_cpu=True).as_overrides())
-    assert (plan.steps.align.max_samples, plan.steps.align.sources["mine"].max_samples) == (None, 7)
+    assert (plan.settings.data.max_samples, plan.steps.align.sources["mine"].max_samples) == (None, 7)
     assert "max_samples" in said(catalogue, dataset="mine,set v1.5", max_samples=7).missing
 
 
@@ -654,7 +654,7 @@ def test_what_trains_beside_the_language_model_is_translated(given: dict[str, An
     found = said(here, **given)
     assert found.overrides["method.parts"] == parts and not found.missing
     words = ("model=qwen2.5_vl_7b", "data=demo_images", f"method={found.overrides['method']}", f"method.parts={parts}")
-    assert compiled(*words, training=False).steps.attach.settings["parts"] == parts.strip("[]").split(",")
+    assert compiled(*words, training=False).settings.method["parts"] == parts.strip("[]").split(",")
 
 
 def test_what_their_examples_freeze_is_frozen_here_anyway(here: Path) -> None:
@@ -729,14 +729,14 @@ def test_a_system_text_is_said_by_nothing_of_pt(here: Path) -> None:
 def test_a_format_of_tools_is_planned(name: str, catalogue: Path) -> None:
     found = said(catalogue, tool_format=name, use_cpu=True)
     assert found.missing == {} and "as there" in found.noted["tool_format"]
-    assert compiled(*found.as_overrides()).steps.pack.tools == name
+    assert compiled(*found.as_overrides()).settings.data.tools == name
     assert "data.tools" not in said(catalogue, tool_format=name, stage="pt").overrides
 
 
 def test_muon_is_an_optimizer_here(catalogue: Path) -> None:
     found = said(catalogue, **FULL, use_muon=True, optim="adamw_torch", use_cpu=True)
     assert found.missing == {} and "optim" in found.same
-    assert compiled(*found.as_overrides()).steps.train.optimizer == "muon"
+    assert compiled(*found.as_overrides()).settings.stage.optimizer == "muon"
     galore = said(catalogue, **FULL, use_muon=True, use_galore=True)  # which is asked first there
     assert "stage.optimizer" not in galore.overrides and "use_muon" in galore.same
 
@@ -747,7 +747,7 @@ def test_llama_pro_adds_its_layers_itself(catalogue: Path) -> None:
     found = said(catalogue, **asked, freeze_trainable_layers=6)
     assert found.missing == {} and "without them" in found.noted["use_llama_pro"]
     plan = compiled(*found.as_overrides())
-    assert (plan.steps.attach.method, plan.steps.attach.settings["num_new_layers"]) == ("llama_pro", 6)
+    assert (plan.settings.method.name, plan.settings.method["num_new_layers"]) == ("llama_pro", 6)
     assert said(catalogue, **asked).overrides["method.num_new_layers"] == "2"  # their default
     with pytest.raises(UserError, match=r"method=llama_pro method.num_new_layers=6 in the place"):
         said(catalogue, **asked | {"freeze_trainable_layers": 6, "model_name_or_path": "models/pro"})
@@ -759,7 +759,7 @@ def test_a_layerwise_optimizer_cuts_by_no_norm_of_all(method: str, catalogue: Pa
     for more in ({}, {"max_grad_norm": 1.0}):
         found = said(catalogue, **asked, **more)
         assert "stage.max_grad_norm=null" in found.noted["max_grad_norm"]
-        assert compiled(*found.as_overrides()).steps.train.max_grad_norm is None
+        assert compiled(*found.as_overrides()).settings.stage.max_grad_norm is None
     assert "stage.max_grad_norm" not in said(catalogue, **asked | {f"{method}_layerwise": False}).overrides
 
 

@@ -186,7 +186,7 @@ def test_what_scores_is_served_so_whatever_its_stage_is_called(execute: Callable
     side = asked.Side("judge", "run")
     line = compose.parse(["run=run", "tracking=none"])
     plan, _ = to_write("serve", line, asked.Line(("tracking=none",), None), side)
-    assert plan.steps.train.stage == "rm"
+    assert plan.settings.stage.name == "rm"
     card = (done.run.folder.model / "README.md").read_text()
     assert str(here) not in card and card.startswith("# ") and "norms.py, judge.py\n" in card
 

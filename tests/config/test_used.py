@@ -80,7 +80,7 @@ def test_a_prediction_is_an_evaluation_of_its_set(catalogue: Path) -> None:
     plan = use.foreseen(found.verb, found.as_overrides())
     assert plan.verb == "evaluate" and plan.steps.align.sources["asked"].max_samples == 4
     assert (plan.steps.pack.max_length, found.overrides["hydra.run.dir"]) == (256, "saves/predict")
-    asked = plan.steps.evaluate
+    asked = plan.settings.evaluate
     assert (asked.rows, asked.perplexity, asked.batch_size) == ("train", False, 2)
     assert (asked.generation, asked.temperature, asked.max_new_tokens) == (True, 0.5, 8)
 
@@ -133,7 +133,7 @@ def test_a_conversation_is_one_here(here: Path) -> None:
 def test_what_a_conversation_is_quantized_to_is_planned(here: Path) -> None:
     found = said(here, TALK, infer_backend="huggingface", quantization_bit=4, flash_attn="sdpa")
     plan = use.foreseen(found.verb, found.as_overrides())
-    assert plan.steps.quantize is not None and plan.steps.quantize.bits == 4
+    assert plan.settings.method.quantization is not None and plan.settings.method.quantization.bits == 4
     assert plan.steps.patch.attention == "sdpa"
 
 
@@ -145,9 +145,15 @@ def test_a_benchmark_is_asked_here(here: Path) -> None:
     assert found.missing.keys() == {"download_mode"} and found.same.keys() == {"lang", "template"}
     assert "drawn at random" in found.noted["task"]
     plan = use.foreseen(found.verb, found.as_overrides())
-    asked = plan.steps.evaluate
-    assert list(asked.benchmarks) == ["mmlu"]
-    assert (asked.shots, asked.batch_size, asked.chat, asked.perplexity, asked.samples) == (3, 4, False, False, 0)
+    assert list(plan.steps.evaluate.benchmarks) == ["mmlu"]
+    asked = plan.settings.evaluate
+    assert (asked.shots, asked.batch_size, asked.chat, asked.perplexity, plan.steps.evaluate.samples) == (
+        3,
+        4,
+        False,
+        False,
+        0,
+    )
     assert (found.overrides["hydra.run.dir"], found.overrides["seed"]) == ("saves/eval", "1")
     assert "data" not in found.overrides and "data.max_length" not in found.overrides
 

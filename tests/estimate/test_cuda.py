@@ -7,7 +7,6 @@ counted is what an allocator is asked for, which is what the estimate is of.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from factory import chunks
 from factory.architecture import architecture
 from factory.config import registry
 from factory.plan.plan import Plan
-from factory.steps.attach import method_settings
 
 GPU = ("hardware=h100_80gb", "stage=pt", "data.packing=true")
 
@@ -74,7 +72,7 @@ def _model(plan: Plan, settings: Any) -> Any:
             config, attn_implementation=steps.patch.attention, dtype=getattr(torch, steps.load.dtype)
         )
         model.requires_grad_(False)
-        attach = registry.run("methods", steps.attach.method).attach
+        attach = registry.run("methods", plan.settings.method.name).attach
         return attach(model, settings, steps.attach, architecture(steps.load.config))
 
 
@@ -124,16 +122,16 @@ def _peak(plan: Plan) -> int:
     from factory.steps.kernels import recompute
 
     steps, counted = plan.steps, _counter()
-    settings = method_settings(SimpleNamespace(plan=plan))  # type: ignore[arg-type]
+    settings = plan.settings.method
     model, kind = _model(plan, settings), getattr(torch, steps.train.autocast or steps.load.dtype)
     with _faked(plan, model):
-        recompute(model, steps, architecture(steps.load.config))
+        recompute(model, plan, architecture(steps.load.config))
         model.train()
-        optimizer = plain(model, settings, steps.train, architecture(steps.load.config))
+        optimizer = plain(model, settings, plan, architecture(steps.load.config))
         for value in (*model.parameters(), *model.buffers()):
             counted.add(value)
-        base = model.get_base_model() if steps.attach.method == "lora" else model
-        ids = torch.zeros(steps.train.batch_size, steps.pack.max_length, dtype=torch.long)
+        base = model.get_base_model() if plan.settings.method.name == "lora" else model
+        ids = torch.zeros(plan.settings.stage.batch_size, steps.pack.max_length, dtype=torch.long)
         with counted:
             for _ in range(2):
                 counted.peak = counted.now

@@ -12,7 +12,6 @@ from factory.config import registry
 from factory.estimate import flops
 from factory.methods.parts import of_parts
 from factory.plan.plan import Plan
-from factory.steps.attach import method_settings
 
 LAYERS = 8
 CONFIG = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": LAYERS,
@@ -32,7 +31,7 @@ def _plan(words: str) -> Plan:
 
 def _method(words: str) -> Any:
     run: Any = SimpleNamespace(plan=_plan(words))
-    return method_settings(run)
+    return run.plan.settings.method
 
 
 def _counted(method: str, length: int, again: int = 0) -> float:
@@ -49,7 +48,7 @@ def _counted(method: str, length: int, again: int = 0) -> float:
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(False)
     attach = registry.run("methods", method).attach
     model = attach(model, _method(words), _plan(words).steps.attach, architecture(CONFIG))
-    recompute(model, _plan(words).steps, architecture(CONFIG))
+    recompute(model, _plan(words), architecture(CONFIG))
     model.train()
     ids = torch.zeros(1, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counted:

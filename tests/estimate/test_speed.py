@@ -25,11 +25,11 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def _run(plan: Plan, **changes: object) -> Measured:
     """As if the plan had run, at 100 GFLOP/s."""
     made = Measured(
-        device=speed.device(MACHINE, plan.steps),
-        precision=speed.precision(plan.steps),
-        kind=speed.kind(plan.steps),
+        device=speed.device(MACHINE, plan),
+        precision=speed.precision(plan),
+        kind=speed.kind(plan),
         work=speed.work(plan.estimate),
-        micro_batch=speed.micro_batch(plan.estimate, plan.steps),
+        micro_batch=speed.micro_batch(plan.estimate, plan.settings),
         flops_per_second=1e11,
         start_seconds=2.0,
     )
@@ -37,7 +37,7 @@ def _run(plan: Plan, **changes: object) -> Measured:
 
 
 def _speed(plan: Plan, *runs: Measured) -> tuple[float, float] | None:
-    found = speed.speed(plan.estimate, plan.steps, speed.device(MACHINE, plan.steps), runs)
+    found = speed.speed(plan.estimate, plan, speed.device(MACHINE, plan), runs)
     work = speed.work(plan.estimate)
     return None if found is None else (found.low * work / 1e11, found.high * work / 1e11)
 
@@ -76,7 +76,7 @@ def test_seconds_are_of_all_tokens_and_of_the_first_step(plan: Plan) -> None:
     """10 steps of 4 sequences of 512 tokens at 100 GFLOP/s."""
     tokens = 10 * 4 * 512
     assert plan.estimate.tokens == Range(low=tokens, high=tokens)
-    found = speed.speed(plan.estimate, plan.steps, speed.device(MACHINE, plan.steps), (_run(plan),))
+    found = speed.speed(plan.estimate, plan, speed.device(MACHINE, plan), (_run(plan),))
     seconds = speed.seconds(replace(plan.estimate, speed=found))
     exact = tokens * speed.work(plan.estimate) / 1e11
     assert exact == pytest.approx(10 * plan.estimate.flops_per_step / 1e11)
@@ -94,10 +94,11 @@ def test_of_answers_that_are_sampled_no_time_is_said() -> None:
 
 
 def _of(plan: Plan, optimizer: str, accumulation: int = 1) -> Plan:
-    train = replace(plan.steps.train, optimizer=optimizer, gradient_accumulation_steps=accumulation)
+    changed = {"optimizer": optimizer, "gradient_accumulation_steps": accumulation}
+    plan = plan.with_settings(stage=plan.settings.stage.model_copy(update=changed))
     own = plan.estimate
     step = {"flops_per_step": own.flops_per_step * accumulation, "tokens_per_step": own.tokens_per_step * accumulation}
-    return replace(plan, steps=replace(plan.steps, train=train), estimate=replace(own, **step))
+    return replace(plan, estimate=replace(own, **step))
 
 
 def test_an_optimizer_that_multiplies_tells_of_no_other(plan: Plan) -> None:
@@ -142,13 +143,13 @@ def test_kinds_of_steps(words: str, kind: str) -> None:
     usual = {"compute.kernels": "none", "compute.attention": "sdpa", "precision": "fp32"}
     given = words.split()
     lines = [f"{name}={value}" for name, value in usual.items() if not any(f"{name}=" in word for word in given)]
-    assert speed.kind(compiled("hardware=cpu", *lines, *given, training=False).steps) == kind
+    assert speed.kind(compiled("hardware=cpu", *lines, *given, training=False)) == kind
 
 
 def test_a_card_that_is_not_here_is_not_the_one_that_is() -> None:
     plan = compiled("hardware=rtx4090", training=False)
-    assert speed.device(MACHINE, plan.steps, "RTX 4090") == "RTX 4090"
-    assert speed.device(MACHINE, compiled(*CPU, training=False).steps) == "EPYC, threads: 2"
+    assert speed.device(MACHINE, plan, "RTX 4090") == "RTX 4090"
+    assert speed.device(MACHINE, compiled(*CPU, training=False)) == "EPYC, threads: 2"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from factory.architecture import architecture
 from factory.config import registry
 from factory.estimate.step import Step, step
 from factory.plan.plan import Plan
-from factory.steps.attach import method_settings
 
 ROWS, LENGTH = 2, 192
 _OF_PRODUCTS = 320_000  # bytes: what torch.mm takes for itself here, and no tape knows
@@ -65,22 +64,17 @@ def _plan(models: Path, kind: str, words: str) -> Plan:
 
 
 def _estimated(plan: Plan) -> Step:
-    spec = registry.spec("methods", plan.steps.attach.method)
+    spec = registry.spec("methods", plan.settings.method.name)
     arch, settings = architecture(plan.steps.load.config), _settings(plan)
-    stage = registry.spec("stages", plan.steps.train.stage)
+    stage = registry.spec("stages", plan.settings.stage.name)
     reads = registry.hook(stage, "READS", "tokens")
     shapes = spec.trainable(settings, arch)
-    kept = registry.hook(spec, "kept", lambda *_: {})(settings, shapes, arch, plan.steps.train)
-    return step(arch, shapes, plan.steps, settings, rows=ROWS, length=LENGTH, reads=reads, kept=kept)
+    kept = registry.hook(spec, "kept", lambda *_: {})(settings, shapes, arch, plan)
+    return step(arch, shapes, plan, settings, rows=ROWS, length=LENGTH, reads=reads, kept=kept)
 
 
 def _settings(plan: Plan) -> Any:
-    class Planned:
-        pass
-
-    run: Any = Planned()
-    run.plan = plan
-    return method_settings(run)
+    return plan.settings.method
 
 
 def _measured(plan: Plan, *, peak: bool) -> Found:
@@ -101,11 +95,11 @@ def _measured(plan: Plan, *, peak: bool) -> Found:
     replace_kernels(model, steps.patch)
     model.requires_grad_(False)
     arch = architecture(steps.load.config)
-    model = registry.run("methods", steps.attach.method).attach(model, _settings(plan), steps.attach, arch)
+    model = registry.run("methods", plan.settings.method.name).attach(model, _settings(plan), steps.attach, arch)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, steps.attach.dtype))
-    recompute(model, steps, arch)
+    recompute(model, plan, arch)
     model.train()
     projecting = _project(plan, model, arch)
     held = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
@@ -133,7 +127,7 @@ def _project(plan: Plan, model: Any, arch: Any) -> Any:
     """What projects gradients in the backward pass, with projectors that are there; None where nothing does."""
     import torch
 
-    if plan.steps.attach.method != "galore":
+    if plan.settings.method.name != "galore":
         return None
     made = registry.run("methods", "galore").optimizer(model, _settings(plan), plan.steps.train, arch)
     for name, matrix in made._low.matrices.items():
@@ -147,7 +141,7 @@ def _loss(plan: Plan, model: Any, ids: Any) -> Any:
 
     from factory import losses
 
-    reads = registry.hook(registry.spec("stages", plan.steps.train.stage), "READS", "tokens")
+    reads = registry.hook(registry.spec("stages", plan.settings.stage.name), "READS", "tokens")
     kind = plan.steps.train.autocast
     with torch.autocast("cpu", getattr(torch, kind or "float32"), enabled=kind is not None):
         batch = {"input_ids": ids, "labels": ids}

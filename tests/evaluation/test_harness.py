@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,6 @@ from factory.evaluation import harness, rows
 from factory.execute.verify import verify
 from factory.logits import text_model
 from factory.plan.inspect.machine import installed_version
-from factory.plan.plan import PlannedHarness
 from factory.run import report_shown
 from factory.tracking import to_mlflow
 
@@ -54,8 +52,12 @@ def mine(here: Path) -> str:
 
 
 @pytest.fixture
-def planned(here: Path) -> PlannedHarness:
-    return PlannedHarness(tasks=("sums",), path=str(own_tasks(here / "mine")), sha256=None, shots=None)
+def folder(here: Path) -> str:
+    return str(own_tasks(here / "mine"))
+
+
+def asked(*tasks: str, shots: int | None = None) -> Any:
+    return SimpleNamespace(harness=tasks or ("sums",), harness_shots=shots)
 
 
 def question(text: str, answer: str = "") -> str:
@@ -130,8 +132,8 @@ def test_the_model_is_asked_as_it_is_and_nothing_of_it_changes(execute: Execute,
     assert "harness" not in plain.result["evaluate"] and not lines(plain.run)
 
 
-def test_a_group_has_its_tasks_and_the_mean_over_their_questions(planned: PlannedHarness) -> None:
-    read = harness.read(replace(planned, tasks=("sums_all",)), seed=0, chat=None, context=256)
+def test_a_group_has_its_tasks_and_the_mean_over_their_questions(folder: str) -> None:
+    read = harness.read(asked("sums_all"), folder, seed=0, chat=None, context=256)
     assert set(read.loaded["tasks"]) == {"sums", "sums_bare"} and set(read.loaded["groups"]) == {"sums_all"}
     scores = {
         (name, number): float(number < 3 + 2 * (name == "sums")) for name in read.loaded["tasks"] for number in range(5)
@@ -231,11 +233,11 @@ def test_a_prompt_that_is_cut_is_told(execute: Execute, mine: str, here: Path) -
     assert not any("Combined length" in line for line in done.run.heard.first)
 
 
-def test_what_was_asked_tells_which_figures_compare(planned: PlannedHarness) -> None:
+def test_what_was_asked_tells_which_figures_compare(folder: str) -> None:
     right = {("sums", number): 1.0 for number in range(6)}
 
     def told(limit: int | None = None, seed: int = 0, shots: int | None = None) -> Any:
-        read = harness.read(replace(planned, shots=shots), seed=seed, chat=None, context=256)
+        read = harness.read(asked(shots=shots), folder, seed=seed, chat=None, context=256)
         tree = harness.ask(read, Pretended(right), limit=limit, chat=False, device="cpu").tree
         return SimpleNamespace(report={"evaluate": {"harness": tree}}, plan=None, name=f"{limit} {seed} {shots}")
 
@@ -247,7 +249,7 @@ def test_what_was_asked_tells_which_figures_compare(planned: PlannedHarness) -> 
     assert apart("sums/acc", [told(shots=0), told(shots=0, seed=1)]) is None  # nothing is drawn
 
 
-def test_nobody_else_draws_otherwise_for_it(planned: PlannedHarness) -> None:
+def test_nobody_else_draws_otherwise_for_it(folder: str) -> None:
     import random
 
     import numpy as np
@@ -257,7 +259,7 @@ def test_nobody_else_draws_otherwise_for_it(planned: PlannedHarness) -> None:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # pyright: ignore
 
     before, threads = state(), os.environ.get("DISABLE_MULTIPROC")
-    read = harness.read(planned, seed=0, chat=None, context=256)
+    read = harness.read(asked(), folder, seed=0, chat=None, context=256)
     harness.ask(read, Pretended({("sums", at): 1.0 for at in range(6)}), limit=None, chat=False, device="cpu")
     assert state() == before and os.environ.get("DISABLE_MULTIPROC") == threads
 
@@ -265,7 +267,7 @@ def test_nobody_else_draws_otherwise_for_it(planned: PlannedHarness) -> None:
 # --- what is wrong costs no model
 
 
-def test_an_unknown_name_has_near_ones(planned: PlannedHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_has_near_ones(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's own tasks are left out of the index here: reading them takes it 20 seconds."""
     from lm_eval import tasks  # pyright: ignore[reportMissingImports]
 
@@ -274,9 +276,9 @@ def test_an_unknown_name_has_near_ones(planned: PlannedHarness, monkeypatch: pyt
         tasks, "TaskManager", lambda include_path, **_: whole(include_path=include_path, include_defaults=False)
     )
     with pytest.raises(UserError, match=r"\[harness-unknown\] evaluate\.harness=sumz: (.|\n)*did you mean sums"):
-        harness.read(replace(planned, tasks=("sumz",)), seed=0, chat=None, context=256)
+        harness.read(asked("sumz"), folder, seed=0, chat=None, context=256)
     with pytest.raises(UserError, match=r"\[harness-overlap\] evaluate\.harness=sums: sums is one of sums_all's too"):
-        harness.read(replace(planned, tasks=("sums_all", "sums")), seed=0, chat=None, context=256)
+        harness.read(asked("sums_all", "sums"), folder, seed=0, chat=None, context=256)
 
 
 def test_the_librarys_own_index_has_its_tasks() -> None:
@@ -302,41 +304,41 @@ def test_the_librarys_own_index_has_its_tasks() -> None:
     ids=["unreachable", "no file", "no column", "no function", "unsafe", "no split"],
 )
 def test_a_task_that_cannot_be_asked(
-    change: tuple[str, str], rule: str, says: str, planned: PlannedHarness, monkeypatch: pytest.MonkeyPatch
+    change: tuple[str, str], rule: str, says: str, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable() -> None:
         raise OSError("no way there")
 
     monkeypatch.setattr("factory.data.hub._refuse_no_network", unreachable)
-    task = Path(str(planned.path)) / "sums.yaml"
+    task = Path(folder) / "sums.yaml"
     assert change[0] in task.read_text()
     task.write_text(task.read_text().replace(*change))
     with pytest.raises(UserError) as raised:
-        harness.read(planned, seed=0, chat=None, context=256)
+        harness.read(asked(), folder, seed=0, chat=None, context=256)
     (refusal,) = raised.value.refusals
     assert refusal.rule == rule and says in refusal.wrong
 
 
 @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens"])
-def test_answers_that_the_context_has_no_room_for(name: str, planned: PlannedHarness) -> None:
-    task = Path(str(planned.path)) / "written.yaml"
+def test_answers_that_the_context_has_no_room_for(name: str, folder: str) -> None:
+    task = Path(folder) / "written.yaml"
     task.write_text(task.read_text().replace("max_gen_toks", name))
     with pytest.raises(UserError, match=r"\[harness-room\] evaluate\.harness=written: .*up to 6 tokens"):
-        harness.read(replace(planned, tasks=("written",)), seed=0, chat=None, context=6)
+        harness.read(asked("written"), folder, seed=0, chat=None, context=6)
 
 
-def test_a_file_that_is_no_task_is_told(planned: PlannedHarness) -> None:
-    folder = Path(str(planned.path))
-    (folder / "half.yaml").write_text("task: [half")
-    (folder / "shared.yaml").write_text("output_type: multiple_choice\n")  # for others to include
+def test_a_file_that_is_no_task_is_told(folder: str) -> None:
+    place = Path(folder)
+    (place / "half.yaml").write_text("task: [half")
+    (place / "shared.yaml").write_text("output_type: multiple_choice\n")  # for others to include
     logger = logging.getLogger("lm_eval.tasks._index")
     before = logger.level
-    (note,) = harness.read(planned, seed=0, chat=None, context=256).notes
+    (note,) = harness.read(asked(), folder, seed=0, chat=None, context=256).notes
     assert "half.yaml" in note and "is left out" in note and logger.level == before
 
 
-def test_shots_do_not_hold_where_a_tasks_file_wants_none(planned: PlannedHarness) -> None:
-    read = harness.read(replace(planned, tasks=("sums", "sums_bare"), shots=3), seed=0, chat=None, context=256)
+def test_shots_do_not_hold_where_a_tasks_file_wants_none(folder: str) -> None:
+    read = harness.read(asked("sums", "sums_bare", shots=3), folder, seed=0, chat=None, context=256)
     assert {name: task.get_config("num_fewshot") for name, task in read.loaded["tasks"].items()} == {
         "sums": 3,
         "sums_bare": 0,
@@ -351,22 +353,22 @@ def test_what_is_wrong_costs_no_model(execute: Execute, mine: str, monkeypatch: 
         execute(*RUN, mine, "evaluate.harness=[sums]")
 
 
-def test_a_metric_that_fails_is_the_users_to_mend(planned: PlannedHarness) -> None:
-    folder = Path(str(planned.path))
-    (folder / "mine.py").write_text("def worst(items):\n    raise KeyError('no worst')\n")
-    task = folder / "sums.yaml"
+def test_a_metric_that_fails_is_the_users_to_mend(folder: str) -> None:
+    place = Path(folder)
+    (place / "mine.py").write_text("def worst(items):\n    raise KeyError('no worst')\n")
+    task = place / "sums.yaml"
     task.write_text(
         task.read_text().replace("metric: acc, aggregation: mean", "metric: acc, aggregation: !function mine.worst")
     )
-    read = harness.read(planned, seed=0, chat=None, context=256)
+    read = harness.read(asked(), folder, seed=0, chat=None, context=256)
     right = {("sums", number): 1.0 for number in range(len(QUESTIONS))}
     with pytest.raises(UserError, match=r"\[harness-asking\] evaluate\.harness=\[sums\]: KeyError: 'no worst'"):
         harness.ask(read, Pretended(right), limit=None, chat=False, device="cpu")
 
 
-def test_a_model_that_gives_no_numbers_has_no_figure(planned: PlannedHarness) -> None:
+def test_a_model_that_gives_no_numbers_has_no_figure(folder: str) -> None:
     """The library would take the first of such log-likelihoods for the largest."""
-    read = harness.read(planned, seed=0, chat=None, context=256)
+    read = harness.read(asked(), folder, seed=0, chat=None, context=256)
 
     class Broken(Pretended):
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -44,9 +44,9 @@ def fresh(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def rows_of_step(done: Any, step: int) -> list[Any]:
-    plan = done.run.plan.steps.train
+    stage = done.run.plan.settings.stage
     micros = micro_batches(
-        step, len(done.dataset.train), plan.batch_size, plan.gradient_accumulation_steps, done.run.plan.seed
+        step, len(done.dataset.train), stage.batch_size, stage.gradient_accumulation_steps, done.run.plan.settings.seed
     )
     return [done.dataset.train[index] for micro in micros for index in micro]
 

@@ -108,7 +108,7 @@ def test_the_level_of_the_checks_is_in_plan_and_report(
     done = execute(*SHORT, "method=lora", "precision=fp32", f"checks={level}")
     assert made <= done.run.checks.keys() and not left_out & done.run.checks.keys()
     assert not _red(done) and read == (["full"] if level == "full" else [])
-    assert done.run.plan.checks == level
+    assert done.run.plan.settings.checks == level
     assert done.run.plan.digest() == compiled_again(done, "checks=full").digest()
     write_report(done.run, "finished", done.result, None)
     report = json.loads(done.run.folder.report.read_text())

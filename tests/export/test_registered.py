@@ -19,7 +19,7 @@ def test_a_model_is_registered_under_its_run(execute: Callable[..., Any], here: 
     import mlflow
 
     execute("method=lora", "method.rank=4", *SHORT)
-    client, experiment = connect(compiled("hardware=cpu", f"tracking.uri={URI}", training=False).tracking)
+    client, experiment = connect(compiled("hardware=cpu", f"tracking.uri={URI}", training=False).settings.tracking)
     trained = client.create_run(experiment).info.run_id
     client.set_terminated(trained, "KILLED", ended := 1_700_000_000_000)
     write_whole(RunFolder("run").tracking, f'{{"run_id": "{trained}"}}')

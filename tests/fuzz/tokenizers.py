@@ -40,7 +40,7 @@ def opened(folder: Path) -> Callable[[random.Random], str]:
         added_tokens(model)
         if chance.random() < 0.7:
             return "looked at"
-        with source.readable(plan):
+        with source.readable(plan, allow_pickle=False):
             found = load.read_tokenizer(str(model), None, False, "auto")
             found("Hi <|im_end|>")
         return "read"

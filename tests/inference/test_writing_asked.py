@@ -1,7 +1,6 @@
 """The command lines of chat and serve: what they take over from a run, what they refuse, and what stays secret."""
 
 import ast
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def test_the_model_of_a_run_is_read_whatever_became_of_its_rows(
     rows.unlink()
     plan, _, _ = planned("chat", "run=run")
     assert Path(plan.steps.load.adapter) == here / "run" / "model" and plan.steps.load.dtype == "float32"
-    assert plan.steps.pack.tools == "qwen" and plan.verb == "chat"
+    assert plan.settings.data.tools == "qwen" and plan.verb == "chat"
     with pytest.raises(UserError, match=r"\[run-model\]"):
         planned("chat", "run=nowhere", "tracking=none")
     base = planned_of(asked.Side("base", "run", base=True))
@@ -110,7 +109,7 @@ def test_a_run_that_was_told_nothing_started_from_something(
 ) -> None:
     execute("method=lora", *SHORT)
     place = here / "run" / "plan.yaml"
-    place.write_text(to_yaml(dataclasses.replace(read_plan(place), overrides=())), encoding="utf-8")
+    place.write_text(to_yaml(read_plan(place).with_settings(overrides=())), encoding="utf-8")
     assert untrained(compose.parse(["run=run"]), asked.of_run, base=True).tree["model"]["path"] == str(tiny_model)
 
 

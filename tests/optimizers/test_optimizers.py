@@ -69,7 +69,7 @@ def test_what_is_planned_is_what_is_built() -> None:
 @pytest.mark.parametrize("name", ON_CPU)
 def test_the_state_takes_the_planned_bytes(name: str, dtype: torch.dtype) -> None:
     named = tensors(dtype)
-    optimizer = build(named, planned_train(optimizer=name), ARCH)
+    optimizer = build(named, planned_train(optimizer=name).settings.stage, ARCH)
     give_gradients(named, 1)
     optimizer.step()
     assert held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH, dtype.itemsize)
@@ -77,7 +77,7 @@ def test_the_state_takes_the_planned_bytes(name: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_which_state_is_there_before_the_first_step(name: str) -> None:
-    optimizer = build(tensors(), planned_train(optimizer=name), ARCH)
+    optimizer = build(tensors(), planned_train(optimizer=name).settings.stage, ARCH)
     make_states(optimizer)
     whole = held(optimizer.state_dict()) == state_bytes(name, SHAPES, ARCH, 4)
     assert whole == (name in MADE_EARLY or name == "sgd")  # which keeps none
@@ -88,7 +88,7 @@ def test_which_state_is_there_before_the_first_step(name: str) -> None:
 def test_a_state_that_is_there_before_the_first_step_is_what_that_makes(name: str, dtype: torch.dtype) -> None:
     """In keys, types and bytes, and the weights are the same to the bit; of several optimizers, AdamW's is."""
     begun, own = tensors(dtype), tensors(dtype)
-    early, late = (build(named, planned_train(optimizer=name), ARCH) for named in (begun, own))
+    early, late = (build(named, planned_train(optimizer=name).settings.stage, ARCH) for named in (begun, own))
     make_states(early)
     before = _typed(early.state_dict())
     for named, optimizer in ((begun, early), (own, late)):
@@ -114,12 +114,12 @@ def _typed(state: Any) -> Any:
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_saved_state_goes_on_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     named = tensors(dtype)
-    whole = build(named, planned_train(optimizer=name), ARCH)
+    whole = build(named, planned_train(optimizer=name).settings.stage, ARCH)
     for seed in (1, 2):
         give_gradients(named, seed)
         whole.step()
     again: dict[str, Tensor] = {key: torch.nn.Parameter(value.detach().clone()) for key, value in named.items()}
-    resumed = build(again, planned_train(optimizer=name), ARCH)
+    resumed = build(again, planned_train(optimizer=name).settings.stage, ARCH)
     resumed.load_state_dict(deepcopy(whole.state_dict()))
     for values, optimizer in ((named, whole), (again, resumed)):
         give_gradients(values, 3)
@@ -174,7 +174,7 @@ def adafactor(g: Any, h: Any) -> tuple[Any, Any]:
 def test_two_steps_are_the_papers(statement: Callable[..., Any]) -> None:
     named = tensors()
     rate, start = 1e-3, {name: value.detach().double().numpy() for name, value in named.items()}
-    optimizer = build(named, planned_train(optimizer=statement.__name__, learning_rate=rate), ARCH)
+    optimizer = build(named, planned_train(optimizer=statement.__name__, learning_rate=rate).settings.stage, ARCH)
     gradients, after = [], []
     for seed in (1, 2):
         gradients.append(give_gradients(named, seed))
@@ -193,7 +193,7 @@ def test_the_products_of_a_step_are_counted(name: str) -> None:
     torch.manual_seed(0)
     shapes = SHAPES | more
     named: dict[str, Tensor] = {each: torch.nn.Parameter(torch.randn(shape)) for each, shape in shapes.items()}
-    optimizer = build(named, planned_train(optimizer=name), ARCH)
+    optimizer = build(named, planned_train(optimizer=name).settings.stage, ARCH)
     give_gradients(named, 0)
     with FlopCounterMode(display=False) as counted:
         optimizer.step()
@@ -205,7 +205,7 @@ def test_muon_makes_the_update_of_hidden_matrices_orthogonal() -> None:
     """Newton and Schulz leave singular values around 1; 0.2 times the root of the longer side is their size."""
     named, rate = tensors(), 1e-3
     start = {name: value.detach().clone() for name, value in named.items()}
-    optimizer = build(named, planned_train(optimizer="muon", learning_rate=rate), ARCH)
+    optimizer = build(named, planned_train(optimizer="muon", learning_rate=rate).settings.stage, ARCH)
     gradients = give_gradients(named, 1)
     optimizer.step()
     for name, value in named.items():
@@ -224,7 +224,7 @@ def test_eight_bits_step_as_more_do(name: str) -> None:
     found = {}
     for chosen in (name, name.removesuffix("_8bit")):
         named = tensors()
-        optimizer = build(named, planned_train(optimizer=chosen), ARCH)
+        optimizer = build(named, planned_train(optimizer=chosen).settings.stage, ARCH)
         start = {key: value.detach().clone() for key, value in named.items()}
         for seed in range(5):
             give_gradients(named, seed)
@@ -242,7 +242,7 @@ def test_a_table_of_mambas_rates_or_of_experts_biases_is_no_matrix(table: str) -
     named: dict[str, Tensor] = {name: torch.nn.Parameter(torch.ones(4, 2)) for name in (no, yes)}
     groups = {group["weight_decay"]: group["params"] for group in grouped(named, 0.1, lambda _: 1.0)}
     assert groups[0.0] == [named[no]] and groups[0.1] == [named[yes]]
-    muon, adamw = build(named, planned_train(optimizer="muon"), ARCH).optimizers
+    muon, adamw = build(named, planned_train(optimizer="muon").settings.stage, ARCH).optimizers
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
     assert [group["params"] for group in muon.param_groups] == [[named[yes]]]
     assert [group["params"] for group in adamw.param_groups] == [[named[no]]]

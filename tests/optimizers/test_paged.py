@@ -42,7 +42,7 @@ def built(name: str) -> Any:
     named: dict[str, Tensor] = {
         key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()
     }
-    return build(named, planned_train(optimizer=name), ARCH)
+    return build(named, planned_train(optimizer=name).settings.stage, ARCH)
 
 
 def begun(name: str) -> Any:

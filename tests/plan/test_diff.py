@@ -35,13 +35,13 @@ def test_each_key_is_told_once_and_where_it_belongs(made: Made) -> None:
     assert {each.key for each in found.decisive} == {
         "seed",
         "attach.trainable",
-        "attach.settings.rank",
-        "attach.settings.dora",
+        "method.rank",
+        "method.dora",
     }
     assert {each.key for each in found.asked} == {"options.method", "overrides"}
     assert [each.key for each in found.versions] == ["packages.torch"]
     rest = {each.key for each in found.rest}
-    assert {"train.logging_steps", "tracking.experiment", "packages.mlflow"} <= rest
+    assert {"stage.logging_steps", "tracking.experiment", "packages.mlflow"} <= rest
     assert not rest & {each.key for each in (*found.decisive, *found.asked, *found.versions)}
     values = {each.key: (each.one, each.other) for each in found.decisive}
     assert values["seed"] == (42, 7)
@@ -97,7 +97,7 @@ def test_another_trl_may_change_a_plan_whose_reward_it_has(reward: str, versions
 def test_what_only_one_has_is_absent_in_the_other(made: Made) -> None:
     found = diff.differences(made("method=full"), made("method=lora"))
     values = {each.key: (each.one, each.other) for each in found.decisive}
-    assert values["attach.settings.rank"] == ("(absent)", 8)
+    assert values["method.rank"] == ("(absent)", 8)
 
 
 def test_files_and_folders(made: Made, here: Path, command: Any) -> None:
@@ -108,7 +108,7 @@ def test_files_and_folders(made: Made, here: Path, command: Any) -> None:
     assert said.code == 0
     tree = json.loads(said.out)
     assert tree["same_result"] is False
-    assert tree["decisive"] == [{"key": "train.learning_rate", "one": 2e-4, "other": 3e-4}]
+    assert tree["decisive"] == [{"key": "stage.learning_rate", "one": 2e-4, "other": 3e-4}]
     said = command("plan", "--diff=one", "other")
     assert said.out == command("plan", "--diff", "one", "other").out
     assert "stage.learning_rate  0.0002 -> 0.0003" in said.out
@@ -164,7 +164,7 @@ def test_of_several_plans_it_is_what_not_all_have_in_common(made: Made) -> None:
     pairs = [diff.differences(plans[0], other) for other in plans[1:]]
     assert {each.key for each in found.decisive} == {each.key for pair in pairs for each in pair.decisive}
     values = {each.key: each.values for each in found.decisive}
-    assert values["attach.settings.rank"] == (8, 4, diff.ABSENT)
+    assert values["method.rank"] == (8, 4, diff.ABSENT)
     assert values["seed"] == (42, 42, 7)
     assert [each.key for each in found.asked] == ["options.method"]
     assert diff.among(plans[:1] * 3) == diff.Spreads(asked=(), decisive=(), versions=())

@@ -46,7 +46,7 @@ def test_of_lists_it_is_what_was_taken_out_and_put_in(made: Made) -> None:
 
 def test_an_order_of_overrides_is_told(made: Made) -> None:
     one = made("seed=1", "method.rank=4")
-    lines = told(one, replace(one, overrides=(*one.overrides[:-2], *reversed(one.overrides[-2:]))))
+    lines = told(one, one.with_settings(overrides=(*one.overrides[:-2], *reversed(one.overrides[-2:]))))
     assert any("another order" in line for line in lines)
 
 

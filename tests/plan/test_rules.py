@@ -1270,7 +1270,7 @@ def test_the_only_set_may_be_measured_whole_and_not_held_out_of_a_training(here:
     (here / "own.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3)
     words = (*BASE, "method=none", "data=file", "data.path=own.jsonl", "data.validation=file")
     made = compiled(*words, verb="evaluate", training=False)
-    assert made.steps.align.validation == "file" and made.estimate.steps.high == 1
+    assert made.settings.data.validation == "file" and made.estimate.steps.high == 1
     assert any(note.startswith("data.max_samples=12: data.validation=file is measured whole") for note in made.notes)
     for verb, more, rule in (
         ("train", ("method=lora",), "validation-set"),

@@ -196,7 +196,7 @@ def test_what_the_tokenizer_lacks_is_noted(streaming: str, as_json: Callable[...
     notes = as_json(*given, "model.template=llama3")["notes"]
     (note,) = (note for note in notes if note.startswith("The tokenizer has no token <|eot_id|>"))
     (advised,) = (word for word in shlex.split(note.replace("'s", "")) if word.startswith("model.new_tokens="))
-    assert compiled("hardware=cpu", advised, training=False).steps.patch.new_tokens == ("<|eot_id|>", "<|eom_id|>")
+    assert compiled("hardware=cpu", advised, training=False).settings.model.new_tokens == ("<|eot_id|>", "<|eom_id|>")
 
 
 def test_text_prints_marks_and_no_control_characters(preview: Command, here: Path) -> None:

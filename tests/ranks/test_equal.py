@@ -307,5 +307,5 @@ def test_the_last_step_of_an_epoch_is_uneven(one: dict[str, Left]) -> None:
     """Else nothing of the above would show that a rank without a micro-batch counts for nothing."""
     plan = planned("none", 1)
     rows = one["sft"].result["data"]["used"]
-    batches = -(-rows // plan.steps.train.batch_size)
+    batches = -(-rows // plan.settings.stage.batch_size)
     assert batches % MICRO_BATCHES == 1

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import compiled, planned_train
+from conftest import compiled
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +62,7 @@ def test_libraries_are_told_the_card_that_a_rank_has(shown: int, card: int, monk
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
     world = World(rank=3, size=8, local_rank=3)
-    world.join("cuda", replace(planned_train().ranks, strategy="fsdp", processes=8))
+    world.join("cuda", SimpleNamespace(strategy="fsdp", num_processes=8, rank_timeout=600))
     assert chosen == [card] and os.environ["LOCAL_RANK"] == str(card) and world.local_rank == 3
 
 
@@ -103,7 +102,7 @@ def test_deepspeeds_buckets_are_of_the_models_size(tiny_model: Path, tmp_path: P
     assert zero["stage"] == 3
     assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 65_536  # the least
     assert zero["leaf_module"] == {"names": ["model.layers.0.mlp", "model.layers.1.mlp"]}
-    accumulation = made.steps.train.gradient_accumulation_steps
+    accumulation = made.settings.stage.gradient_accumulation_steps
     assert given["train_batch_size"] == prod((3, accumulation, 2))
     assert given["gradient_clipping"] == 0.5
     named = compiled("hardware.num_processes=2", "hardware.strategy=zero2", "method=full", training=False)
@@ -320,6 +319,6 @@ def test_who_said_nothing_while_others_waited_hung(
 ) -> None:
     before = WATCHDOG.encode()  # of another attempt
     (tmp_path / "run.log").write_bytes(before + log.encode())
-    ranks = replace(planned_train().ranks, processes=3)
-    text = hung([Death(*each, time=0) for each in found], ranks, tmp_path / "run.log", len(before))
+    hardware = SimpleNamespace(num_processes=3, rank_timeout=600)
+    text = hung([Death(*each, time=0) for each in found], hardware, tmp_path / "run.log", len(before))
     assert text is None if told is None else str(text).startswith(f"[rank-hung] hardware.rank_timeout=600: {told}.")

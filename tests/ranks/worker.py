@@ -104,7 +104,7 @@ def work(job: dict[str, Any], world: World) -> None:
 def main(jobs: list[dict[str, Any]]) -> None:
     torch.nn.modules.module.register_module_forward_hook(observe)
     world = from_environment()
-    world.join("cpu", read_plan(RunFolder(jobs[0]["folder"]).plan).steps.train.ranks)
+    world.join("cpu", read_plan(RunFolder(jobs[0]["folder"]).plan).settings.hardware)
     for job in jobs:
         work(job, world)
     world.leave()

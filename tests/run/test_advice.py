@@ -131,8 +131,8 @@ def test_an_estimate_that_was_too_low_is_not_believed(here: Path) -> None:
 
 def test_overrides_that_give_another_plan_are_no_ground_for_advice(here: Path) -> None:
     plan = planned("stage.batch_size=4")
-    assert cheapest(replace(plan, overrides=("method.rank=3",)), None, ANEW) == []
-    assert cheapest(replace(plan, overrides=("method=nowhere",)), None, ANEW) == []
+    assert cheapest(plan.with_settings(overrides=("method.rank=3",)), None, ANEW) == []
+    assert cheapest(plan.with_settings(overrides=("method=nowhere",)), None, ANEW) == []
 
 
 @pytest.mark.parametrize(

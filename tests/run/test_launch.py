@@ -252,7 +252,7 @@ def test_a_hangup_saves_unless_it_is_ignored(
 def test_a_bug_leaves_its_traceback_in_the_log(
     where: Path, options: tuple[str, ...], started: Callable[..., Command]
 ) -> None:
-    broken = "import factory.steps.align as module; module.align = lambda run, **_: [][run.plan.seed]"
+    broken = "import factory.steps.align as module; module.align = lambda run, **_: [][run.plan.settings.seed]"
     command = started(*options, "hydra.run.dir=bug", **customized(where, "broken", broken))
     text = command.ends(1)
     assert "[crashed] IndexError: list index out of range the traceback is in bug/run.log" in text

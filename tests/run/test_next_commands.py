@@ -63,7 +63,9 @@ def test_what_is_offered_is_read_whatever_the_folder_is_called(name: str, here: 
     assert compose.compose(compose.parse(export[-1:])).tree["export"]["dir"] == f"exports/{name}"
     (here / name).mkdir()
     (here / name / "chat_template.jinja").write_text("")
-    exported = replace(compiled("hardware=cpu", training=False), verb="export", export=replace(EXPORT, dir=name))
+    exported = replace(
+        compiled("hardware=cpu", training=False).with_settings(verb="export"), export=replace(EXPORT, dir=name)
+    )
     ((*_, chat),) = _commands(next_commands(exported, RunFolder("outputs/x")))
     assert compose.compose(compose.parse([chat])).tree["model"]["path"] == name
 
@@ -119,7 +121,7 @@ def test_rows_of_ones_own_need_no_file(given: tuple[str, ...], here: Path, monke
 
 
 def test_after_an_export(here: Path) -> None:
-    plan = replace(compiled("hardware=cpu", training=False), verb="export")
+    plan = compiled("hardware=cpu", training=False).with_settings(verb="export")
 
     def told(export: Export) -> list[list[str]]:
         return _commands(next_commands(replace(plan, export=export), RunFolder("outputs/x")))
@@ -143,5 +145,5 @@ def test_after_an_export(here: Path) -> None:
 
 
 def test_nothing_follows_from_a_measurement(here: Path) -> None:
-    plan = replace(compiled("hardware=cpu", training=False), verb="evaluate")
+    plan = compiled("hardware=cpu", training=False).with_settings(verb="evaluate")
     assert next_commands(plan, RunFolder("outputs/x")) == ""

@@ -57,7 +57,7 @@ def test_no_doubled_micro_batch_or_rank_would_fit_too(eight: Found) -> None:
     assert batches
     for row in batches.values():
         recomputed = f"compute.activation_checkpointing={str(row.plan.steps.patch.activation_checkpointing).lower()}"
-        more = (*row.overrides, recomputed, f"stage.batch_size={2 * row.plan.steps.train.batch_size}")
+        more = (*row.overrides, recomputed, f"stage.batch_size={2 * row.plan.settings.stage.batch_size}")
         assert not compiled(*LLAMA, *more, training=False).estimate.memory.fits
     (rank,) = (row.rank for row in eight.rows if row.rank != 8)
     assert rank
@@ -72,7 +72,7 @@ def test_a_smaller_budget_makes_smaller_micro_batches_of_the_same_step() -> None
     assert {row.sequences for row in rows} == {4}
     assert not any(one.plan.takes_as(other.plan) for one, other in combinations(rows, 2))
     eight_bits = [row for row in rows if row.way == 2 and row.rank == 8]
-    sizes = {row.plan.steps.patch.activation_checkpointing: row.plan.steps.train.batch_size for row in eight_bits}
+    sizes = {row.plan.steps.patch.activation_checkpointing: row.plan.settings.stage.batch_size for row in eight_bits}
     assert sizes == {False: 1, "selective": 2, True: 4}
     work = [row.flops_per_token for row in eight_bits]
     assert work[0] == work[1] < 0.8 * work[2]
@@ -102,7 +102,7 @@ def test_other_methods_only_where_the_asked_one_does_not_fit() -> None:
     rows = found("hardware=single_gpu", "hardware.memory=700MB", "method=full").rows
     assert rows and all({"method=lora", "method=qlora"} & set(row.overrides) for row in rows)
     kept = found("hardware=single_gpu", "hardware.memory=2GB", "method=full").rows
-    assert {row.plan.steps.attach.method for row in kept} == {"full"}
+    assert {row.plan.settings.method.name for row in kept} == {"full"}
     assert kept[0].overrides[0] == "stage.optimizer=adamw_8bit"
 
 
@@ -132,7 +132,7 @@ def test_what_no_rule_allows_is_not_shown() -> None:
     """KTO compares the rows of a micro-batch: one of a single row is refused."""
     kto = found("stage=kto", "hardware=single_gpu", "hardware.memory=600MB")
     assert kto.refused > 0 and kto.rows
-    assert min(row.plan.steps.train.batch_size for row in kto.rows) == 2
+    assert min(row.plan.settings.stage.batch_size for row in kto.rows) == 2
 
 
 def test_nothing_fits() -> None:

@@ -58,7 +58,7 @@ def test_what_is_not_known_changes_nothing(here: Path) -> None:
     plan = compiled(*LINE, training=False)
     report = _report(plan, 10**9, 64)
     assert for_the_rows(plan, report, None) is report
-    assert for_the_rows(replace(plan, seed=plan.seed + 1), report, Anew()) is report  # of other overrides
+    assert for_the_rows(plan.with_settings(seed=plan.settings.seed + 1), report, Anew()) is report  # of other overrides
     for longest in (0, 512):
         as_long = _report(plan, 10**9, longest)
         assert for_the_rows(plan, as_long, Anew()) is as_long

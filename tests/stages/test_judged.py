@@ -269,8 +269,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 def micros_of(done: Any, step: int) -> list[list[Any]]:
-    plan, rows = done.run.plan.steps.train, done.dataset.train
-    chosen = micro_batches(step, len(rows), plan.batch_size, plan.gradient_accumulation_steps, done.run.plan.seed)
+    stage, rows = done.run.plan.settings.stage, done.dataset.train
+    chosen = micro_batches(
+        step, len(rows), stage.batch_size, stage.gradient_accumulation_steps, done.run.plan.settings.seed
+    )
     return [[rows[number] for number in micro] for micro in chosen]
 
 
@@ -301,7 +303,7 @@ def test_every_step_is_the_papers_formula(name: str, execute: Execute, tiny_mode
     done = execute(*PLAIN, *UNEVEN, *case.overrides)
     others = done.dataset.train
     steps = [micros_of(done, step) for step in range(len(done.metrics))]
-    size = done.run.plan.steps.train.batch_size
+    size = done.run.plan.settings.stage.batch_size
     assert [[len(micro) for micro in micros] for micros in steps] == SIZES[size] * 2
     for line, micros, weights in zip(done.metrics, steps, watched.weights, strict=True):
         judge = Judge(tiny_model, weights)

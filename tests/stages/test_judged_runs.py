@@ -163,7 +163,7 @@ def repeats(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def assert_equal(done: Any, whole: Any) -> None:
     assert repeats(done.metrics) == repeats(whole.metrics)
-    assert METRICS[whole.run.plan.steps.train.stage] <= set().union(*whole.metrics)
+    assert METRICS[whole.run.plan.settings.stage.name] <= set().union(*whole.metrics)
     wanted = dict(whole.model.named_parameters())
     assert all(torch.equal(value, wanted[name]) for name, value in done.model.named_parameters())
     assert done.result["evaluate"] == whole.result["evaluate"]
@@ -298,7 +298,7 @@ def test_one_sample_alone_is_given_anothers_answer(execute: Execute) -> None:
     done = execute("stage=kto", "method=full", *RUN, "data.max_samples=6", "data.validation_fraction=0.17")
     rows = done.dataset.train
     assert len(rows) == 5 and len(done.metrics) == 3
-    assert done.run.plan.steps.train.batch_size == 2
+    assert done.run.plan.settings.stage.batch_size == 2
     for number in range(5):
         one = rows[number]
         asked = one.example.ids[: one.prompt]
@@ -328,7 +328,7 @@ def test_pairs_that_are_ranked_stay_beside_those_they_were_drawn_with(
         "stage.gradient_accumulation_steps=3",
         "evaluate.perplexity=false",
     )
-    rows, seed = done.dataset.train, done.run.plan.seed
+    rows, seed = done.dataset.train, done.run.plan.settings.seed
     drawn = [micro for step in range(len(done.metrics)) for micro in micro_batches(step, len(rows), 2, 3, seed)]
     assert max(map(len, drawn)) == 2 and len(batches) == len(drawn)
     chosen = [[rows[number].chosen.ids for number in micro] for micro in drawn]
@@ -366,7 +366,7 @@ def test_mlflow_gets_what_people_watch(uri: str, execute: Execute) -> None:
     tracker = Tracker(done.run.plan, done.run.folder)
     tracker.finish(report)
     assert tracker.problem is None
-    client, experiment = connect(done.run.plan.tracking)
+    client, experiment = connect(done.run.plan.settings.tracking)
     (run,) = client.search_runs([experiment])
     measured = {name: value for name, value in report["evaluate"].items() if name.endswith("_before")}
     assert {"loss_before", "rewards/accuracy_before"} <= measured.keys()

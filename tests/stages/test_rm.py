@@ -79,8 +79,10 @@ def judged(base: Path, weights: Weights, micros: list[list[Any]]) -> dict[str, f
 
 
 def micros_of(done: Any, step: int) -> list[list[Any]]:
-    plan, rows = done.run.plan.steps.train, done.dataset.train
-    chosen = micro_batches(step, len(rows), plan.batch_size, plan.gradient_accumulation_steps, done.run.plan.seed)
+    stage, rows = done.run.plan.settings.stage, done.dataset.train
+    chosen = micro_batches(
+        step, len(rows), stage.batch_size, stage.gradient_accumulation_steps, done.run.plan.settings.seed
+    )
     return [[rows[number] for number in micro] for micro in chosen]
 
 

@@ -356,4 +356,4 @@ def _panel_text(done: Any) -> str:
 
 def test_checkpoints_of_a_step_have_one_name() -> None:
     assert checkpoint.of_step(RunFolder("run"), 7).name == "step-000007"
-    assert compiled("stage.eval_steps=3", training=False).steps.train.eval_steps == 3
+    assert compiled("stage.eval_steps=3", training=False).settings.stage.eval_steps == 3

@@ -48,12 +48,15 @@ def test_what_the_hub_has_of_a_model(
     found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
     monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: found)
     if wrong is None:
-        source.check_hub(of_hub)
+        source.check_hub(of_hub, allow_pickle=False)
         return
     with pytest.raises(UserError) as raised:
-        source.check_hub(of_hub)
+        source.check_hub(of_hub, allow_pickle=False)
     assert wrong in str(raised.value)
-    with pytest.raises(UserError) as raised, source.readable(of_hub):  # instead of the words of who read it
+    with (
+        pytest.raises(UserError) as raised,
+        source.readable(of_hub, allow_pickle=False),
+    ):  # instead of the words of who read it
         raise OSError("Please do not set `use_safetensors=True`")
     assert wrong in str(raised.value)
 
@@ -63,7 +66,7 @@ def test_a_hub_that_does_not_answer_is_left_to_who_reads(of_hub: Load, monkeypat
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("huggingface_hub.model_info", away)
-    source.check_hub(of_hub)
+    source.check_hub(of_hub, allow_pickle=False)
 
 
 def test_what_is_printed_while_a_file_is_converted_is_no_answer(

@@ -17,7 +17,6 @@ from factory.config.refusal import UserError
 from factory.data import batches
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
-from factory.plan.plan import Train
 from factory.run import launch
 from factory.run.folder import RunFolder
 from factory.run.screen import Screen
@@ -90,18 +89,18 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     ],
 )
 def test_what_is_bad(
-    changes: dict[str, Any], loss: float, norm: float, wanted: str | None, train_plan: Callable[..., Train]
+    changes: dict[str, Any], loss: float, norm: float, wanted: str | None, train_plan: Callable[..., Any]
 ) -> None:
     """After ten losses of 2."""
     losses = Losses()
     for _ in range(10):
         losses.add(2.0)
-    found = losses.wrong(train_plan(**changes), loss, norm, skips_overflows=False)
+    found = losses.wrong(train_plan(**changes).settings.stage, loss, norm, skips_overflows=False)
     assert (found and found[0]) == wanted
 
 
-def test_before_the_mean_says_something_nothing_is_a_spike(train_plan: Callable[..., Train]) -> None:
-    losses, plan = Losses(), train_plan(spike_factor=2.0)
+def test_before_the_mean_says_something_nothing_is_a_spike(train_plan: Callable[..., Any]) -> None:
+    losses, plan = Losses(), train_plan(spike_factor=2.0).settings.stage
     for _ in range(9):
         losses.add(1.0)
         assert losses.wrong(plan, 100.0, 1.0, skips_overflows=False) is None
@@ -120,21 +119,21 @@ def test_the_mean_runs_over_the_last_ten() -> None:
     assert losses.mean == pytest.approx(wanted)
 
 
-def test_of_negative_losses_too(train_plan: Callable[..., Train]) -> None:
-    losses, plan = Losses(), train_plan(spike_factor=3.0)
+def test_of_negative_losses_too(train_plan: Callable[..., Any]) -> None:
+    losses, plan = Losses(), train_plan(spike_factor=3.0).settings.stage
     for _ in range(10):
         losses.add(-1.0)
     assert losses.wrong(plan, 0.9, 1.0, skips_overflows=False) is None
     assert losses.wrong(plan, 1.1, 1.0, skips_overflows=False) is not None
 
 
-def test_float16_overflows_are_the_scalers(train_plan: Callable[..., Train]) -> None:
-    assert Losses().wrong(train_plan(), 1.0, inf, skips_overflows=True) is None
-    assert Losses().wrong(train_plan(), nan, inf, skips_overflows=True) is not None
+def test_float16_overflows_are_the_scalers(train_plan: Callable[..., Any]) -> None:
+    assert Losses().wrong(train_plan().settings.stage, 1.0, inf, skips_overflows=True) is None
+    assert Losses().wrong(train_plan().settings.stage, nan, inf, skips_overflows=True) is not None
 
 
-def test_what_overflows_whatever_the_scale_is_not_finite(train_plan: Callable[..., Train]) -> None:
-    losses, plan = Losses(), train_plan()
+def test_what_overflows_whatever_the_scale_is_not_finite(train_plan: Callable[..., Any]) -> None:
+    losses, plan = Losses(), train_plan().settings.stage
     for _ in range(32):
         assert losses.wrong(plan, 1.0, inf, skips_overflows=True) is None
         losses.add(1.0, inf)
@@ -158,7 +157,7 @@ def test_stop_is_the_default(execute: Execute, monkeypatch: pytest.MonkeyPatch) 
     assert [path.name for path in RunFolder("run").whole_checkpoints()][-1] == "step-000002"
     done = execute(*RUN, folder="whole")
     dataset, step = done.dataset.train, BAD - 1
-    ((first, second),) = batches.micro_batches(step, len(dataset), 2, 1, done.run.plan.seed)
+    ((first, second),) = batches.micro_batches(step, len(dataset), 2, 1, done.run.plan.settings.seed)
     wanted = [row + 1 for number in (first, second) for _, row, _ in dataset.pieces(number)]
     (told,) = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines() if "bad_update" in line]
     assert [entry["row"] for entry in told["rows"]] == wanted
@@ -183,7 +182,7 @@ def test_the_command_that_leaves_it_out_goes_on_in_the_same_folder(
     words = words[words.index("train") + 1 :]
     assert words[-3:] == ["hydra.run.dir=a run", "stage.resume=auto", "stage.on_bad_update=skip"]
     plan, there = compiled(*words), RunFolder("a run")
-    assert plan.digest() == there.plan_digest() and plan.steps.train.on_bad_update == "skip"
+    assert plan.digest() == there.plan_digest() and plan.settings.stage.on_bad_update == "skip"
     there.path.rename("moved")
     assert "begin again: " in _onward(plan, there)
 

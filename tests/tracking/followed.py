@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ def run(folder: Path, uri: str | None, *overrides: str, **changes: Any) -> tuple
     kept = {name: changes.pop(name) for name in ("losses", "status", "evaluate", "samples") if name in changes}
     measured = {"evaluate": {"perplexity_before": 9.0, "perplexity": 7.5}, "losses": LOSSES}
     where = RunFolder(side_by_side.run(folder, *overrides, **{**measured, **kept}))
-    plan = replace(side_by_side.plan(*overrides), tracking=side_by_side.tracking(uri, **changes))
+    plan = side_by_side.plan(*overrides).with_settings(tracking=side_by_side.tracking(uri, **changes))
     where.plan.write_text(to_yaml(plan))
     report = json.loads(where.report.read_text())
     report["train"]["first_loss"] = LOSSES[0]

@@ -100,7 +100,7 @@ def test_what_tensorboard_got_and_nobody_noted_is_there_once(here: Path) -> None
     """The first attempt was killed before it could note a step."""
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
     plan, folder, report = run(here / "run", "board", tool="tensorboard")
-    book = ledger.of(plan.tracking, folder)
+    book = ledger.of(plan.settings.tracking, folder)
     Delivery(plan, folder, book).send()
     replace(book, step=0).write(folder)
     told = Tracker(plan, folder).finish(report)
@@ -166,8 +166,8 @@ def test_wandb_drops_no_step_for_the_samples_beside_it(here: Path) -> None:
     """It has one count of steps: that of the samples, which are more, was taken for it."""
     pytest.importorskip("wandb", reason="wandb is not installed")
     plan, folder, report = run(here / "run", None, tool="wandb", mode="offline", system_metrics=True)
-    plan = replace(plan, options={**plan.options, "method": f"/a/file/{'far/' * 20}mine.py"})  # no tag is so long
-    sending = Delivery(plan, folder, ledger.of(plan.tracking, folder))
+    plan = plan.with_settings(options={**plan.options, "method": f"/a/file/{'far/' * 20}mine.py"})  # no tag is so long
+    sending = Delivery(plan, folder, ledger.of(plan.settings.tracking, folder))
     for steps in ((), (5, 6), (7,)):
         more(folder, *steps)
         for _ in range(9):
@@ -218,7 +218,7 @@ def test_wandb_sends_no_run_into_the_one_before(here: Path, monkeypatch: pytest.
     monkeypatch.setattr(module.WandbSink, "describe", lambda _: None)
     monkeypatch.setattr(module.WandbSink, "_artifact", lambda *_: None)
     jobs = [run(here / name, None, tool="wandb", mode="online") for name in ("one", "two")]
-    one, two = (Delivery(plan, folder, ledger.of(plan.tracking, folder)) for plan, folder, _ in jobs)
+    one, two = (Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)) for plan, folder, _ in jobs)
     one.send()
     one._sink = None  # as after an error: it is opened again
     one.send()
@@ -243,7 +243,7 @@ def test_wandb_is_asked_how_far_it_is(here: Path, monkeypatch: pytest.MonkeyPatc
     for summary, last in (({"_step": 4, "step": 4}, 4), ({}, 2)):
         resumed = SimpleNamespace(step=5, summary=summary, define_metric=lambda *_, **__: None)
         monkeypatch.setattr(to_wandb.wandb, "init", lambda resumed=resumed, **_: resumed)
-        book = replace(ledger.of(plan.tracking, folder), run_id="known", step=2)
+        book = replace(ledger.of(plan.settings.tracking, folder), run_id="known", step=2)
         assert to_wandb.WandbSink(plan, folder, book).last_step() == last
     sent = list[int]()
     killed = SimpleNamespace(

@@ -186,20 +186,20 @@ def test_a_resumed_run_sends_what_the_attempt_before_could_not(
 def test_what_arrived_and_was_not_noted_is_not_sent_again(tmp_path: Path, memory: type[Memory]) -> None:
     """A process that is killed in between leaves an older ledger."""
     plan, folder, report = run(tmp_path / "run", URI)
-    book = ledger.of(plan.tracking, folder)
+    book = ledger.of(plan.settings.tracking, folder)
     Delivery(plan, folder, book).send()
     book.step = 1
     book.write(folder)
-    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)).finish(report)
     assert steps(memory) == [1, 2, 3, 4]
 
 
 def test_what_was_read_before_the_tool_could_be_opened_is_kept(tmp_path: Path, memory: type[Memory]) -> None:
     """Later steps would say that it had arrived."""
     plan, folder, _ = run(tmp_path / "run", URI)
-    Delivery(plan, folder, ledger.of(plan.tracking, folder)).send()
+    Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)).send()
     more(folder, 5, 6)
-    resumed = Delivery(plan, folder, ledger.of(plan.tracking, folder))
+    resumed = Delivery(plan, folder, ledger.of(plan.settings.tracking, folder))
     memory.lost = ConnectionError("gone")
     with pytest.raises(ConnectionError):
         resumed.send()
@@ -217,7 +217,7 @@ def test_a_long_outage_is_read_in_parts(tmp_path: Path, memory: type[Memory], mo
         file.write('{"step": 60, "lo')  # it is being written
     with folder.system.open("w") as file:
         file.writelines(json.dumps({"time": 1.7e9, "values": {"system/cpu": at}}) + "\n" for at in range(40))
-    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)).finish(report)
     assert [step for step, _, values in memory.got if "loss" in values] == list(range(1, 60))
     samples = [(step, values) for step, _, values in memory.got if "loss" not in values]
     assert samples == [(at, {"system/cpu": at}) for at in range(40)]
@@ -288,7 +288,7 @@ def test_what_was_not_finite_arrives_as_such(tmp_path: Path, memory: type[Memory
     last = lines(folder)[-1] | {"step": 5, "tokens_per_second": None, "eval_loss": None, "reward": None, "kl": 0.5}
     with folder.metrics.open("a") as file:
         file.write(json.dumps(last) + "\n")
-    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)).finish(report)
     step, _, values = memory.got[-1]
     assert step == 5 and {name for name, value in values.items() if isnan(value)} == {"eval_loss", "reward"}
     assert "tokens_per_second" not in values and values["kl"] == 0.5
@@ -337,7 +337,7 @@ def test_what_arrived_after_a_run_had_lost_its_patience_is_told(
 ) -> None:
     """Its report says that it is missing; the ledger knows better."""
     plan, folder, report = run(tmp_path / "run", URI)
-    Delivery(plan, folder, ledger.of(plan.tracking, folder)).finish(report)
+    Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)).finish(report)
     folder.report.write_text(as_json({**report, "tracking": {"unsent": 1, "problem": "no answer within 20 s"}}))
     assert "has all 6 records already" in command("track", str(folder.path)).out
     told = json.loads(folder.report.read_text())["tracking"]

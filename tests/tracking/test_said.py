@@ -51,11 +51,11 @@ def test_a_run_that_trains_nothing_is_listed_by_what_it_is_of() -> None:
     made = side_by_side.plan("method=lora")
     assert title(made) == f"{made.options['model']} lora sft"
     adapter = replace(made.steps, load=replace(made.steps.load, adapter="/home/me/outputs/tuned/model"))
-    assert title(replace(made, verb="evaluate", steps=adapter)) == "evaluate tuned"
+    assert title(replace(made.with_settings(verb="evaluate"), steps=adapter)) == "evaluate tuned"
     package = replace(made.steps, load=replace(made.steps.load, source="package"))
-    assert title(replace(made, verb="evaluate", steps=package)) == f"evaluate {made.options['model']}"
+    assert title(replace(made.with_settings(verb="evaluate"), steps=package)) == f"evaluate {made.options['model']}"
     whole = replace(made.steps, load=replace(made.steps.load, source="folder", path="/home/me/outputs/all/model"))
-    assert title(replace(made, verb="export", steps=whole)) == "export all"
+    assert title(replace(made.with_settings(verb="export"), steps=whole)) == "export all"
 
 
 def test_the_command_that_shows_a_run_can_be_pasted() -> None:

@@ -4,7 +4,6 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def test_under_an_outer_launcher_it_is_looked_at_too(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for asked in (False, True):
         tracking = side_by_side.tracking(None, system_metrics=asked, system_metrics_seconds=0.1)
-        with _shown(replace(side_by_side.plan(), tracking=tracking), folder, Screen()):
+        with _shown(side_by_side.plan().with_settings(tracking=tracking), folder, Screen()):
             end = time.monotonic() + (10 if asked else 0.2)
             while not whole_lines(folder.system) and time.monotonic() < end:
                 time.sleep(0.01)

@@ -55,7 +55,7 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
     interrupted = Tracker(plan, folder)
     told = interrupted.finish({**report, "status": "interrupted", "evaluate": {}})
     assert told is not None and (told["sent"], told["unsent"]) == (5, 0)
-    client, experiment = connect(plan.tracking)
+    client, experiment = connect(plan.settings.tracking)
     (made,) = client.search_runs([experiment])
     assert (made.info.status, made.info.run_id) == ("KILLED", told["run_id"])
 
@@ -109,7 +109,7 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
 def test_parameters_and_tags_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "tell-nobody-of-this")
     plan, folder, _ = run(tmp_path / "run", "sqlite:///no.db")
-    plan = replace(plan, options={**plan.options, "model": "tell-nobody-of-this"})
+    plan = plan.with_settings(options={**plan.options, "model": "tell-nobody-of-this"})
     assert flattened(plan)["option.model"] == _tags(plan, folder)["model"] == "[HF_TOKEN]"
 
 
@@ -122,19 +122,21 @@ def test_a_parameter_that_mlflow_would_not_take_says_how_long_it_was() -> None:
 def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:
     plan, _, _ = run(tmp_path / "run", "sqlite:///no.db")
     long = "/a/folder/far/below" * 20
-    plan = replace(plan, options={**plan.options, "model": long}, packages={**plan.packages, "cuda": "12.10"})
+    plan = replace(
+        plan.with_settings(options={**plan.options, "model": long}), packages={**plan.packages, "cuda": "12.10"}
+    )
     told = flattened(plan)
     assert (told["option.model"], told["packages.cuda"], told["train.max_steps"]) == (long, "12.10", "4")
     numbers = hyperparameters(plan)
     assert numbers.keys() == told.keys()
-    assert (numbers["train.max_steps"], numbers["train.learning_rate"]) == (4, plan.steps.train.learning_rate)
+    assert (numbers["train.max_steps"], numbers["train.learning_rate"]) == (4, plan.settings.stage.learning_rate)
     assert (numbers["option.model"], numbers["packages.cuda"], numbers["pack.packing"]) == (long, "12.10", "false")
 
 
 def test_what_a_model_is_measured_on_trains_none(tmp_path: Path) -> None:
     plan, _, _ = run(tmp_path / "run", "sqlite:///no.db")
     for verb, told in (("train", "training"), ("evaluate", "evaluation")):
-        (found,) = _data_sets(replace(plan, verb=verb))
+        (found,) = _data_sets(plan.with_settings(verb=verb))
         assert [tag.value for tag in found.tags] == [told]
 
 
@@ -147,7 +149,7 @@ def test_a_name_that_mlflow_takes_in_none_loses_nothing(uri: str, tmp_path: Path
     folder.metrics.write_text("".join(f"{json.dumps({**line, 'acc@1': 0.5})}\n" for line in lines))
     told = Tracker(plan, folder).finish(report)
     assert told is not None and told["unsent"] == 0, told
-    client, _ = connect(plan.tracking)
+    client, _ = connect(plan.settings.tracking)
     made = client.get_run(told["run_id"])
     assert made.data.params["align.sources.mine _v2__.format"] == align.sources["mine (v2)+"].format
     assert made.data.metrics["acc_1"] == 0.5
@@ -157,14 +159,14 @@ def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
     """What arrived, and whose answer was lost, is sent again: MLflow knows it by name, step and time."""
     plan, folder, report = run(tmp_path / "run", uri, experiment="twice")
     folder.system.write_text(json.dumps({"time": 1.7e9, "values": {"system/cpu_utilization_percentage": 5.0}}) + "\n")
-    book = ledger.of(plan.tracking, folder)
+    book = ledger.of(plan.settings.tracking, folder)
     for _ in range(2):
         sending = Delivery(plan, folder, book)
         sending._by_another = False  # nobody asks the server how far it is
         sending.finish(report)
         book.step = book.samples = 0
         book.described = book.result = False
-    client, experiment = connect(plan.tracking)
+    client, experiment = connect(plan.settings.tracking)
     (made,) = client.search_runs([experiment])
     for name, values in (("loss", list(LOSSES)), ("system/cpu_utilization_percentage", [5.0]), ("perplexity", [7.5])):
         assert [point.value for point in client.get_metric_history(made.info.run_id, name)] == values
@@ -173,12 +175,12 @@ def test_sent_twice_is_there_once(uri: str, tmp_path: Path) -> None:
 
 def test_a_run_whose_making_nobody_heard_of_is_found(uri: str, tmp_path: Path) -> None:
     plan, folder, report = run(tmp_path / "run", uri, experiment="unheard")
-    book = ledger.of(plan.tracking, folder)
+    book = ledger.of(plan.settings.tracking, folder)
     Delivery(plan, folder, book).send()
     made, book.run_id = book.run_id, None
     Delivery(plan, folder, book).finish(report)
     assert book.run_id == made
-    client, experiment = connect(plan.tracking)
+    client, experiment = connect(plan.settings.tracking)
     assert len(client.search_runs([experiment])) == 1
 
 
@@ -205,7 +207,7 @@ def test_the_run_of_somebody_around_us_is_left_alone(uri: str, tmp_path: Path, m
     from mlflow import MlflowClient
 
     plan, folder, report = run(tmp_path / "run", uri, experiment="around")
-    client, experiment = connect(plan.tracking)
+    client, experiment = connect(plan.settings.tracking)
     outer = client.create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", outer)
     told = Tracker(plan, folder).finish(report)
@@ -272,7 +274,7 @@ def test_jobs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
         job.stdin.flush()
     told = [json.loads(job.communicate(timeout=240)[0].splitlines()[-1]) for job in jobs]
     assert [each["unsent"] for each in told] == [0, 0, 0, 0], told
-    client, experiment = connect(made[0][0].tracking)
+    client, experiment = connect(made[0][0].settings.tracking)
     runs = client.search_runs([experiment])
     assert {each.info.run_id for each in runs} == {each["run_id"] for each in told}
     for each in runs:
@@ -322,7 +324,7 @@ def test_a_sweep_made_without_its_server_is_sent_whole(here: Path, uri: str, com
     for _ in range(2):
         said = command("track", "swept")
         assert (said.code, said.err) == (0, "")
-    client, experiment = connect(plan.tracking)
+    client, experiment = connect(plan.settings.tracking)
     runs = client.search_runs([experiment])
     (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
     children = [each for each in runs if each is not parent]
@@ -349,7 +351,7 @@ def test_a_copy_of_a_sweep_has_one_run_above_it(here: Path, uri: str, command: C
     for _ in range(2):
         said = command("track", "swept", "tracking.experiment=copied")
         assert (said.code, said.err) == (0, "")
-    client, experiment = connect(plan.tracking.model_copy(update={"experiment": "copied"}))
+    client, experiment = connect(plan.settings.tracking.model_copy(update={"experiment": "copied"}))
     runs = client.search_runs([experiment])
     (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
     assert len(runs) == 3 and parent.info.status == "KILLED"
@@ -384,7 +386,7 @@ def test_a_store_of_files_that_is_closed_holds_up_no_curve(
     """As that of a server that gives its clients a path of its own: what is missing is told, and can be sent."""
     monkeypatch.setattr(tracker, "_AGAIN", 0.0)
     plan, folder, report = run(tmp_path / "run", uri, experiment="closed")
-    client, _ = connect(plan.tracking.model_copy(update={"experiment": "open"}))
+    client, _ = connect(plan.settings.tracking.model_copy(update={"experiment": "open"}))
     client.create_experiment("closed", artifact_location="file:///dev/null/closed")
     told = Tracker(plan, folder).finish(report)
     assert told is not None and (told["sent"], told["unsent"]) == (4, 2) and "NotADirectory" in told["problem"]
@@ -421,7 +423,7 @@ def test_a_server_that_is_slow_and_answers_is_waited_for(
 
     plan, folder, report = run(tmp_path / "run", uri, experiment="slow", samples=[{"prompt": "p", "after": "a"}])
     folder.log.write_text("step 1\n")
-    Delivery(plan, folder, ledger.of(plan.tracking, folder)).send()
+    Delivery(plan, folder, ledger.of(plan.settings.tracking, folder)).send()
     for name in ("log_text", "log_dict", "log_figure"):
         monkeypatch.setattr(MlflowClient, name, delayed(getattr(MlflowClient, name)))
     monkeypatch.setattr(tracker, "_PATIENCE_WITH_FILES", 4.0)
@@ -433,13 +435,13 @@ def test_a_deleted_experiment_is_said_to_be(uri: str, tmp_path: Path, monkeypatc
     """MLflow keeps its name: what it says is that an experiment of some number must be in the active state."""
     monkeypatch.setattr(tracker, "_AGAIN", 0.0)
     plan, folder, report = run(tmp_path / "run", uri, experiment="deleted")
-    client, experiment = connect(plan.tracking)
+    client, experiment = connect(plan.settings.tracking)
     client.delete_experiment(experiment)
     told = Tracker(plan, folder).finish(report)
     assert told is not None and told["unsent"] == 6
     assert "the experiment deleted is deleted" in told["problem"] and "restore" in told["problem"]
     client.restore_experiment(experiment)
-    assert Tracker(plan, folder).finish(report) == ledger.told(ledger.of(plan.tracking, folder), 6, 0)
+    assert Tracker(plan, folder).finish(report) == ledger.told(ledger.of(plan.settings.tracking, folder), 6, 0)
 
 
 def test_a_store_may_have_options(tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ CASES = [
 
 def settings_of(plan: Any, parts: tuple[str, ...]) -> Any:
     """The method's settings with these parts: no data set has images yet, so that no command line can say so."""
-    spec = registry.spec("methods", plan.steps.attach.method)
-    return spec.Settings.model_validate({**plan.steps.attach.settings, "parts": parts})
+    return plan.settings.method.model_copy(update={"parts": parts})
 
 
 @pytest.mark.parametrize("kind", sights.SIGHTS)
@@ -125,7 +124,7 @@ def test_recomputed_activations_give_the_same_gradients(kind: str, parts: tuple[
         layers = model.get_base_model().get_submodule(arch.layers_at)
         layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append("computed"))
         if again:
-            recompute(model, plan.steps, arch)
+            recompute(model, plan, arch)
         causal_lm(model.train(), sights.batch(kind)).backward()
         assert len(calls) == 1 + again
         slopes.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
@@ -165,9 +164,12 @@ def test_what_is_frozen_is_not_walked_back(kind: str) -> None:
         arch = architecture(model.config.to_dict())
         for name in arch.layer_tensors(1):
             model.get_parameter(name).requires_grad_(True)
-        patch: Any = SimpleNamespace(activation_checkpointing=again, recomputed_layers=None, compile=False)
+        patch: Any = SimpleNamespace(activation_checkpointing=again, recomputed_layers=None)
         patch.recomputed = partial(Patch.recomputed, patch)
-        recompute(model, SimpleNamespace(patch=patch, load=SimpleNamespace(device="cpu")), arch)  # type: ignore[arg-type]
+        compute = SimpleNamespace(compile=False)
+        steps = SimpleNamespace(patch=patch, load=SimpleNamespace(device="cpu"))
+        plan: Any = SimpleNamespace(settings=SimpleNamespace(compute=compute), steps=steps)
+        recompute(model, plan, arch)
         for name in arch.linears() | arch.part_linears:
 
             def look(_module: Any, _given: Any, out: Any, name: str = name, graph: set[str] = graph) -> None:

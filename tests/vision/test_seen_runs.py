@@ -125,7 +125,7 @@ def test_what_sees_is_judged_when_it_has_seen(
     """The first two updates, as this seed orders them, are of texts."""
     words = (f"model.path={base('qwen2_vl')}", *rarely(12, 2, 4, 10), "method=lora", PARTS)
     done = execute(*words)
-    assert [done.dataset.train[number].media for number in order(12, done.run.plan.seed, 0)[:2]] == [(), ()]
+    assert [done.dataset.train[number].media for number in order(12, done.run.plan.settings.seed, 0)[:2]] == [(), ()]
     assert done.run.checks["gradients_alive"]["passed"] and not red(done)
 
 

@@ -10,7 +10,7 @@ from factory.methods.lora.run import go_on as load
 from factory.methods.lora.run import save as export
 from factory.optimizers.run import plain
 from factory.optimizers.several import Several
-from factory.plan.plan import Attach, Train
+from factory.plan.plan import Attach, Compiled
 
 __all__ = ["attach", "begin_step", "export", "go_on", "optimizer", "penalty"]
 
@@ -95,7 +95,7 @@ class Allocating(Several):
         self.config.rank_pattern, self.settled = state["kept"], state["settled"]
 
 
-def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+def optimizer(model: Any, settings: Settings, plan: Compiled, arch: Architecture) -> Any:
     inner = plain(model, settings, plan, arch)
     return Allocating(model, inner) if settings.ranks is None else inner
 

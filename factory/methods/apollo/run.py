@@ -8,7 +8,7 @@ from factory.architecture import Architecture
 from factory.methods.apollo.spec import Settings, projected
 from factory.methods.full.run import attach
 from factory.optimizers import low_rank
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 
 __all__ = ["attach", "optimizer"]
 
@@ -18,7 +18,7 @@ class Apollo(low_rank.LowRank):
 
     reads_gradient = True
 
-    def __init__(self, settings: Settings, plan: Train, arch: Architecture, matrices: dict[str, Tensor]):
+    def __init__(self, settings: Settings, plan: Compiled, arch: Architecture, matrices: dict[str, Tensor]):
         super().__init__(settings, plan, arch, matrices)
         self.scaling, self.limit = settings.scaling, settings.growth_limit
         # of each matrix's last update; 0 limits nothing

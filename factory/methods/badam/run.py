@@ -8,7 +8,7 @@ from factory.architecture import Architecture
 from factory.methods.badam.spec import Settings, blocks, trainable
 from factory.methods.marking import marks
 from factory.optimizers.turns import Turns
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 from factory.rounding import rounded
 
 __all__ = ["attach", "begin_step", "optimizer"]
@@ -27,7 +27,7 @@ def active(settings: Settings, count: int, turn: int, seed: int) -> int:
 class Blocks(Turns):
     """A block at a time. In mixed precision it is stepped in float32, otherwise as it is."""
 
-    def __init__(self, model: Any, settings: Settings, plan: Train, arch: Architecture):
+    def __init__(self, model: Any, settings: Settings, plan: Compiled, arch: Architecture):
         super().__init__(model, plan, arch)
         self.settings, self.blocks = settings, blocks(settings, arch)
         self.seed = torch.initial_seed()  # the run's
@@ -37,13 +37,13 @@ class Blocks(Turns):
         return {*self.blocks[active(self.settings, len(self.blocks), turn, self.seed)], *self.always}
 
     def part(self, name: str, whole: Tensor) -> Tensor:
-        return whole if self.plan.autocast is None else whole.float()
+        return whole if self.plan.steps.train.autocast is None else whole.float()
 
     def write(self, name: str, tensor: Tensor) -> None:
         tensor.copy_(rounded(self.copies[name], tensor.dtype))
 
 
-def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+def optimizer(model: Any, settings: Settings, plan: Compiled, arch: Architecture) -> Any:
     return Blocks(model, settings, plan, arch)
 
 

@@ -9,7 +9,7 @@ from factory.architecture import Architecture
 from factory.methods.badam.run import attach, begin_step
 from factory.methods.badam_ratio.spec import Settings, chosen
 from factory.optimizers.turns import Turns
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 from factory.rounding import rounded
 
 __all__ = ["attach", "begin_step", "optimizer"]
@@ -33,7 +33,7 @@ def indices(settings: Settings, size: int, turn: int, seed: int, device: torch.d
 class Shares(Turns):
     """The chosen elements of every tensor, stepped as float32."""
 
-    def __init__(self, model: Any, settings: Settings, plan: Train, arch: Architecture):
+    def __init__(self, model: Any, settings: Settings, plan: Compiled, arch: Architecture):
         super().__init__(model, plan, arch)
         self.settings = settings
         self.seeds = {name: crc32(f"{torch.initial_seed()} {name}".encode()) for name in self.tensors}
@@ -55,5 +55,5 @@ class Shares(Turns):
         return indices(self.settings, tensor.numel(), self.turn, self.seeds[name], tensor.device)
 
 
-def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+def optimizer(model: Any, settings: Settings, plan: Compiled, arch: Architecture) -> Any:
     return Shares(model, settings, plan, arch)

@@ -8,7 +8,7 @@ from factory.architecture import Architecture, Shape
 from factory.methods.full import spec as full
 from factory.methods.full.spec import gradients, trainable
 from factory.optimizers.spec import HIDDEN, state_bytes
-from factory.plan.plan import Train
+from factory.plan.plan import Compiled
 from factory.plan.rule import Case, rule
 
 __all__ = ["RANKS", "Settings", "gradients", "kept", "optimizer_bytes", "projected", "trainable", "unfit"]
@@ -40,17 +40,17 @@ def optimizer_bytes(method: Settings, optimizer: str, shapes: dict[str, Shape], 
     return projectors + state_bytes(optimizer, low, arch, 4) + state_bytes(optimizer, whole, arch, size)
 
 
-def in_the_pass(method: Settings, train: Train) -> bool:
+def in_the_pass(method: Settings, plan: Compiled) -> bool:
     """Whether gradients are projected as soon as they are whole: in one process, each is so after one backward pass.
 
     Those of float16 are multiplied until all are known to be finite.
     """
-    whole = train.gradient_accumulation_steps == 1 and train.ranks.strategy == "none"
-    return whole and train.autocast != "float16" and not method.layerwise
+    whole = plan.settings.stage.gradient_accumulation_steps == 1 and plan.settings.hardware.strategy == "none"
+    return whole and plan.steps.train.autocast != "float16" and not method.layerwise
 
 
-def kept(method: Settings, shapes: dict[str, Shape], arch: Architecture, train: Train) -> dict[str, int]:
-    wanted = projected(arch) if in_the_pass(method, train) else ()
+def kept(method: Settings, shapes: dict[str, Shape], arch: Architecture, plan: Compiled) -> dict[str, int]:
+    wanted = projected(arch) if in_the_pass(method, plan) else ()
     return {name: 4 * prod(_low(method, shape)) for name, shape in shapes.items() if name in wanted}
 
 

@@ -7,7 +7,7 @@ from factory.methods.lora.spec import Settings, scaling, starts_from_weights, wr
 from factory.methods.lora.start import Pair, Started, initialize
 from factory.methods.lora.targets import Adapter, targets
 from factory.optimizers.run import plain
-from factory.plan.plan import Attach, Train
+from factory.plan.plan import Attach, Compiled
 
 __all__ = ["attach", "begin", "export", "go_on", "initialize", "optimizer", "taken"]
 
@@ -49,7 +49,7 @@ def wrap(model: Any, settings: Adapter, plan: Attach, arch: Architecture, **free
     """Attaches PEFT's adapters as the spec's `peft` says, and `free`: that in which a saved one may differ."""
     from peft import get_peft_config, get_peft_model
 
-    said = registry.spec("methods", plan.method).peft(settings, arch)
+    said = registry.spec("methods", settings.name).peft(settings, arch)
     config = get_peft_config(
         {**said, **free, "target_modules": list(targets(settings, arch)), "task_type": "CAUSAL_LM"}
     )
@@ -65,7 +65,7 @@ def any_transposed(model: Any, settings: Adapter, arch: Architecture) -> bool:
     return any(isinstance(model.get_submodule(name), Conv1D) for name in targets(settings, arch))
 
 
-def optimizer(model: Any, settings: Settings, plan: Train, arch: Architecture) -> Any:
+def optimizer(model: Any, settings: Settings, plan: Compiled, arch: Architecture) -> Any:
     """LoRA+ (Hayou et al. 2024): B, and only B, learns at its own rate."""
 
     def ratio(name: str) -> float:

@@ -367,10 +367,9 @@ def _plan_of(run: RunFolder) -> Plan | None:
 
 def _started(run: Plan) -> bool:
     """Whether the run's method took its start out of quantized weights."""
-    steps = run.steps
-    spec = registry.spec("methods", steps.attach.method)
-    settings = spec.Settings.model_validate(steps.attach.settings)
-    return steps.quantize.bits is not None and registry.starts_from_weights(spec, settings)
+    method = run.settings.method
+    spec = registry.spec("methods", method.name)
+    return method.quantization.bits is not None and registry.starts_from_weights(spec, method)
 
 
 def head_shapes(folder: Path, shown: str) -> dict[str, Shape]:

@@ -17,7 +17,7 @@ from factory.execute.context import Run
 from factory.methods.lora.targets import PREFIX, targets
 from factory.plan.plan import Plan
 from factory.run.folder import RunFolder
-from factory.steps.attach import attach, method_settings
+from factory.steps.attach import attach
 from factory.steps.kernels import replace_kernels
 from factory.steps.quantize import keep_gradients, quantize
 
@@ -40,7 +40,7 @@ class Built:
 
     @property
     def method(self) -> ModuleType:
-        return registry.run("methods", self.plan.steps.attach.method)
+        return registry.run("methods", self.plan.settings.method.name)
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -62,7 +62,9 @@ class Built:
             device_map=None if made is None else {"": "cpu"},
         )
         keep_gradients(read)
-        if made is not None and self.plan.steps.quantize.bits == 8:  # it rounds what comes in: all digits must be alike
+        if (
+            made is not None and self.plan.settings.method.quantization.bits == 8
+        ):  # it rounds what comes in: all digits must be alike
             replace_kernels(read, self.plan.steps.patch)
         return read.eval()
 
@@ -98,7 +100,7 @@ def built(folder: Path, *overrides: str) -> Built:
     quantization = quantize(run)["quantization"]
     given = attach(run, AutoConfig.from_pretrained(folder), quantization)
     assert run.checks["trainable_as_planned"]["passed"]
-    return Built(given["model"], method_settings(run), given["arch"], plan, folder, quantization)
+    return Built(given["model"], run.plan.settings.method, given["arch"], plan, folder, quantization)
 
 
 def saved_pruned(made: Built, folder: Path, kept: list[bool]) -> dict[str, Tensor]:

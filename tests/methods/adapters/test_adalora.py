@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from factory.methods.adalora import run as adalora
-from factory.steps.attach import method_settings
 
 START, KEPT, ADAPTERS, STEPS = 6, 2, 14, 20
 PLAIN = (
@@ -123,7 +122,7 @@ def test_the_penalty_is_pefts(execute: Callable[..., Any]) -> None:
     """PEFT adds it to the loss of a model that is given labels; here it is no part of the loss that is shown."""
     done = execute(*PLAIN, "method.orthogonality=0.7", "stage.max_steps=3")
     model = done.model.eval()
-    settings = method_settings(done.run)
+    settings = done.run.plan.settings.method
     ids = torch.tensor([done.dataset.train[0].ids])
     with_it = model(input_ids=ids, labels=ids).loss
     without = model.base_model.model(input_ids=ids, labels=ids).loss
@@ -232,7 +231,7 @@ def test_goes_on_with_what_was_kept(own: tuple[str, ...], near: float, execute: 
         first.result["evaluate"]["perplexity"], rel=near
     )
     assert plan.estimate.parameters.trainable == sum(value.numel() for value in weights.values())
-    assert plan.steps.attach.settings["ranks"] == ranks
+    assert plan.settings.method["ranks"] == ranks
     assert [note for note in plan.notes if f"pruned to {kept} of {START * ADAPTERS} singular values" in note]
     assert all(check["passed"] for check in second.run.checks.values()), second.run.checks
     assert {"trainable_as_planned", "gradients_alive"} <= second.run.checks.keys()
@@ -312,7 +311,7 @@ def test_an_unpruned_one_has_its_ranks_chosen(execute: Callable[..., Any], tmp_p
     first.train()
     first.method.export(first.model, first.settings, tmp_path)
     done = execute(*PLAIN, f"model.adapter={tmp_path}")
-    assert done.run.plan.steps.attach.settings["ranks"] is None
+    assert done.run.plan.settings.method["ranks"] is None
     assert sum(values_by_layer(done.run.folder.model).values()) == KEPT * ADAPTERS
 
 

@@ -40,5 +40,5 @@ def test_only_in_the_parts_asked_for(method: str, parts: tuple[str, ...], tiny_m
     settings = like.settings.model_copy(update={"parts": parts})
     attached = like.method.attach(model, settings, like.plan.steps.attach, arch)
     found = {name: tuple(value.shape) for name, value in attached.named_parameters() if value.requires_grad}
-    assert found == registry.spec("methods", like.plan.steps.attach.method).trainable(settings, arch)
+    assert found == registry.spec("methods", like.plan.settings.method.name).trainable(settings, arch)
     assert {part_of(name.removeprefix(PREFIX), arch) for name in found} == set(parts)

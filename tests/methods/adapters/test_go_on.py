@@ -78,7 +78,7 @@ def test_one_that_started_from_the_weights_goes_on_as_lora(method: str, tiny_mod
     assert "method=lora" in found["adapter-start"].fix
     alpha = json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"]
     assert f"r=8 and lora_alpha={alpha}" in found["adapter-start"].wrong
-    bits = f"method.quantization.bits={first.plan.steps.quantize.bits or 'null'}"
+    bits = f"method.quantization.bits={first.plan.settings.method.quantization.bits or 'null'}"
     second = built(
         tiny_model, "method=rslora", "method.rank=8", f"method.alpha={alpha}", bits, f"model.adapter={tmp_path}"
     )

@@ -140,4 +140,4 @@ def test_qlora_is_lora_with_another_base(tiny_model: Path) -> None:
     plans = [compiled(f"model.path={tiny_model}", "hardware=cpu", f"method={name}") for name in ("lora", "qlora")]
     counts = [plan.estimate.parameters.trainable for plan in plans]
     assert counts[0] == counts[1]
-    assert [plan.steps.quantize.bits for plan in plans] == [None, 4]
+    assert [plan.settings.method.quantization.bits for plan in plans] == [None, 4]

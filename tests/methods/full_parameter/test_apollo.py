@@ -25,7 +25,13 @@ def test_steps_are_algorithm_1(shape: tuple[int, ...], scaling: str, train_plan:
     plan = train_plan(weight_decay=DECAY)
     matrix = torch.nn.Parameter(torch.randn(shape))
     stepped = Apollo(settings(scaling=scaling), plan, Any, {"q": matrix})  # type: ignore[arg-type]
-    weight, adam, rate, last, limited = matrix.detach().double().numpy(), Adam(), plan.learning_rate, None, 0
+    weight, adam, rate, last, limited = (
+        matrix.detach().double().numpy(),
+        Adam(),
+        plan.settings.stage.learning_rate,
+        None,
+        0,
+    )
     wide = shape[-2] <= shape[-1]
     projectors = []
     for step, gradient in enumerate(gradients(shape)):

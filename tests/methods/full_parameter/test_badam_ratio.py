@@ -68,7 +68,9 @@ def test_steps_are_adam_on_the_chosen(shape: tuple[int, ...], mask: str, train_p
         shares.step()
         shares.zero_grad()
         gradient = sum(factors).double().numpy().flatten()[places]  # type: ignore[union-attr]
-        weight[places] = weight[places] * (1 - plan.learning_rate * decay) - plan.learning_rate * adam(gradient)
+        weight[places] = weight[places] * (
+            1 - plan.settings.stage.learning_rate * decay
+        ) - plan.settings.stage.learning_rate * adam(gradient)
         np.testing.assert_allclose(tensor.detach().numpy().flatten(), weight, atol=1e-6)
 
 

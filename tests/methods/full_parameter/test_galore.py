@@ -31,7 +31,7 @@ def test_steps_are_algorithm_2(shape: tuple[int, ...], train_plan: Callable[...,
     plan = train_plan(weight_decay=DECAY)
     matrix = torch.nn.Parameter(torch.randn(shape))
     stepped = GaLore(SETTINGS, plan, Any, {"q": matrix})  # type: ignore[arg-type]
-    weight, adam, rate = matrix.detach().double().numpy(), Adam(), plan.learning_rate
+    weight, adam, rate = matrix.detach().double().numpy(), Adam(), plan.settings.stage.learning_rate
     wide, p = shape[-2] <= shape[-1], np.zeros(0)
     for step, gradient in enumerate(gradients(shape)):
         matrix.grad = gradient.clone()
@@ -203,7 +203,7 @@ class Stepped:
         self.rest: dict[str, Any] = {name: value for name, value in named.items() if value.ndim == 1}
         matrices = {name: value for name, value in named.items() if value.ndim == 2}
         self.low = GaLore(SETTINGS, plan, Any, matrices)  # type: ignore[arg-type]
-        others = [torch.optim.AdamW(self.rest.values(), lr=plan.learning_rate, fused=True)]
+        others = [torch.optim.AdamW(self.rest.values(), lr=plan.settings.stage.learning_rate, fused=True)]
         self.made: Any = (
             optimizers.ProjectedInThePass(others, self.rest, self.low) if in_the_pass else Several([*others, self.low])
         )

@@ -53,7 +53,9 @@ def galore_apart(
     settings: Any = SimpleNamespace(rank=4, update_interval=PERIOD, scale=0.25)
     mine = GaLore(settings, plan, Any, {"q": ours})  # type: ignore[arg-type]
     group = {"params": [theirs], "rank": 4, "update_proj_gap": PERIOD, "scale": 0.25, "proj_type": "std"}
-    oracle = galore_torch.GaLoreAdamW([group], lr=plan.learning_rate, weight_decay=0.0, no_deprecation_warning=True)
+    oracle = galore_torch.GaLoreAdamW(
+        [group], lr=plan.settings.stage.learning_rate, weight_decay=0.0, no_deprecation_warning=True
+    )
     apart: list[float] = []
     for step, gradient in enumerate(gradients(SHAPES[shape], steps), 1):
         if epsilon is not None:

@@ -99,8 +99,8 @@ def test_what_its_class_does_not_say_is_not_promised(
 @pytest.mark.usefixtures("walked_here")
 def test_what_its_class_says_is_planned(here: Path) -> None:
     base = (f"model.path={tiny.save(here / 'persimmon', model_type='persimmon')}", *BASE)
-    patch = compiled(*base, "model.rope_scaling=linear", "data.max_length=300").steps.patch
-    assert (patch.attention, patch.rope_scaling) == ("sdpa", "linear")
+    made = compiled(*base, "model.rope_scaling=linear", "data.max_length=300")
+    assert (made.steps.patch.attention, made.settings.model.rope_scaling) == ("sdpa", "linear")
     assert [refusal.rule for refusal in refusals(*base, "data.packing=true")] == ["isolation-unsupported"]
     assert not refusals(*base, "data.packing=true", "data.isolate_documents=false")
 
