@@ -141,8 +141,8 @@ def test_other_weights_are_another_plan(made: Made, tiny_model: Path, here: Path
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("steps", "train", "learning_rate"), 0.1),
-        (("seed",), 7),
+        (("settings", "stage", "learning_rate"), 0.1),
+        (("settings", "seed"), 7),
         (("steps", "pack", "max_length"), 512),
         (("digest",), "0" * 16),
         (("digest",), None),
@@ -282,7 +282,7 @@ def test_what_json_prints_is_a_plan_too(overrides: tuple[str, ...], command: Cal
         (lambda tree: tree["steps"].pop(), "plan-broken"),
         (lambda tree: tree["steps"].append("train"), "plan-broken"),
         (lambda tree: tree.update(more=1), "plan-broken"),
-        (lambda tree: tree.update(seed=7), "plan-edited"),
+        (lambda tree: tree["settings"].update(seed=7), "plan-edited"),
     ],
 )
 def test_of_json_nothing_else_is_taken(
