@@ -74,63 +74,30 @@ def spent() -> float:
 
 def prepare(path: Path, model: Path, *, packing: bool) -> dict[str, Any]:
     """Factory: the file to encoded rows in the cache, mixed and packed."""
-    from factory.data import mix, prepare, read
+    from factory.config import compose
+    from factory.data import mix, prepare
     from factory.data.dataset import dataset
-    from factory.data.encoding import spec_of
+    from factory.data.encoding import encoding_of, spec_of
     from factory.data.prepare import store
-    from factory.plan.plan import Align, Pack, PlannedSource
+    from factory.plan.anew import compiled
 
     store.schema()  # imports pyarrow, which the peer has before its clock starts, too
-    pack = Pack(
-        template="auto",
-        max_length=MAX_LENGTH,
-        truncation="drop",
-        packing=packing,
-        isolate_documents=packing,
-        padding_free=False,
-        train_on_prompt=False,
-        mask_history=False,
-        reasoning="template",
-        tools="auto",
-        frames=None,
-    )
-    source = PlannedSource(
-        origin="file",
-        path=str(path),
-        subset=None,
-        split="train",
-        revision=None,
-        format="alpaca",
-        columns={},
-        tags={},
-        folder=None,
-        max_samples=None,
-        weight=1.0,
-        bytes=path.stat().st_size,
-        sha256=read.digest(path),
-    )
-    align = Align(
-        sources={"rows": source},
-        mixing="concat",
-        max_samples=None,
-        validation=None,
-        validation_fraction=0.1 if packing else 0.0,
-        validation_rows=200,
-        streaming=False,
-        shuffle_buffer=1000,
-    )
+    words = [f"model.path={model}", "data=file", f"data.path={path}", f"data.max_length={MAX_LENGTH}"]
+    words += ["data.packing=true"] if packing else ["data.validation_fraction=0"]
+    plan = compiled(compose.compose(compose.parse(words)), training=False)
+    settings, pack = plan.settings.data, encoding_of(plan)
     spec = spec_of(tokenizer(model), pack, "messages")
     assert spec.encoder  # reads the tokenizer, which the peer has, too
     cpu, start = spent(), time.monotonic()
-    found = prepare.prepare(align, spec, 0, CORES)
+    found = prepare.prepare(settings, plan.sources, spec, 0, CORES)
     wall, cpu = time.monotonic() - start, spent() - cpu
     start = time.monotonic()
-    mixed = mix.mix({name: each.digests for name, each in found.items()}, align, 0)
+    mixed = mix.mix({name: each.digests for name, each in found.items()}, settings, 0)
     data = dataset(found, mixed.train, pack, "messages")
     assert not len(data) or data[0]
     return {
-        "rows": len(found["rows"]),
-        "tokens": int(found["rows"].lengths.sum()),
+        "rows": len(found["file"]),
+        "tokens": int(found["file"].lengths.sum()),
         "wall": wall,
         "cpu": cpu,
         "after": time.monotonic() - start,
@@ -286,7 +253,7 @@ def many(options: argparse.Namespace, folder: Path) -> None:
         print(f"{run} …", file=sys.stderr)
         found, seconds, peak = cell("many", path, options.model, cache)
         numbers = (round(found[name], 2) for name in ("wall", "cpu", "after"))
-        values = (run, found["rows"], found["tokens"], *numbers, round(seconds, 1), round(peak), found["sequences"])
+        values = (run, found["file"], found["tokens"], *numbers, round(seconds, 1), round(peak), found["sequences"])
         results.append(dict(zip(MANY, values, strict=True)))
         print(results[-1], file=sys.stderr)
     print(f"\n{path.stat().st_size:,} bytes, {CORES} cores, load {os.getloadavg()[0]:.1f}\n")

@@ -16,26 +16,28 @@ from factory.evaluation import rows
 from factory.metrics import ROUGE
 from factory.plan.diff import ABSENT, flat, shown
 from factory.plan.keys import as_set
-from factory.plan.plan import Plan, PlannedSource
+from factory.plan.plan import DataSource, Plan
 
 # of `Plan.decisive()`: what draws the held-out rows; what their tokens, and which of them count, follow from; and
 # what bounds an answer
-_ROWS = ("seed", "align.", "evaluate.rows")
-_TOKENS = (*_ROWS, "pack.", "stage.name", "evaluate.stride")
+_CHOSEN = ("align.", "data.mixing", "data.max_samples", "data.streaming", "data.shuffle_buffer")
+_SOURCES = ("align.sources.", "data.sources.")
+_DATA = (*_CHOSEN, *_SOURCES, "data.validation")
+_ROWS = ("seed", *_DATA, "evaluate.rows")
+_TOKENS = (*_ROWS, "pack.", "data.", "model.template", "stage.name", "evaluate.stride")
 _ANSWERS = (*_ROWS, "evaluate.max_new_tokens", "evaluate.temperature")
 _NO_MATTER = ("pack.packing", "pack.isolate_documents", "pack.padding_free")  # held-out rows stand alone
 _OF_TOKENS = ("perplexity", "loss")
-_SOURCES = "align.sources."
 # what runs were that differ in a key which starts so; what tells most of them first
 _WERE = {
     _SOURCES: "measured on different data",
-    "align.validation": "measured on different held-out rows",
-    "align.": "measured on rows that were chosen otherwise",
+    "data.validation": "measured on different held-out rows",
+    _CHOSEN: "measured on rows that were chosen otherwise",
     "evaluate.rows": "measured on rows that do not train and on rows that do",
     "seed": "measured on rows that different seeds hold out",
     "pack.max_length": "measured on sequences of different length",
     "evaluate.stride": "measured with windows of different strides",
-    "pack.": "measured on rows that were made tokens of otherwise",
+    ("pack.", "data.", "model.template"): "measured on rows that were made tokens of otherwise",
     "stage.name": "measured by the losses of different stages",
     "evaluate.": "measured by answers that were written otherwise",
 }
@@ -119,7 +121,7 @@ def on_same_data(runs: Sequence[Run], places: Iterable[int]) -> list[list[int]]:
     """The places in groups of two or more runs on the same data; all in one where no two are on the same."""
     places, by_data = list(places), dict[str | None, list[int]]()
     for place in places:
-        data = None if runs[place].plan is None else str(_decisive(runs[place], ("align.",)))
+        data = None if runs[place].plan is None else str(_decisive(runs[place], _DATA))
         by_data.setdefault(data, []).append(place)
     return [group for group in by_data.values() if len(group) > 1] or [places]
 
@@ -141,7 +143,7 @@ def apart(metric: str, runs: Sequence[Run]) -> str | None:
     return _unlike("were scored in different ways", [(run.name, str(_scored(metric, run))) for run in runs])
 
 
-def _first_unlike(start: str, decided: Sequence[dict[str, Any]]) -> list[str]:
+def _first_unlike(start: str | tuple[str, ...], decided: Sequence[dict[str, Any]]) -> list[str]:
     """What each run has of the first key that starts so and differs, as it is set; nothing where none does."""
     for key in dict.fromkeys(key for each in decided for key in each if key.startswith(start)):
         values = [each.get(key, ABSENT) for each in decided]
@@ -157,7 +159,7 @@ def _data(runs: Sequence[Run]) -> list[str] | None:
     files = [", ".join(Path(source.path).name for source in each.values()) for each in found]
     sizes = [sum(source.bytes for source in each.values()) for each in found]
     sized = [f"{name} of {count:,} bytes" for name, count in zip(files, sizes, strict=True)]
-    kinds = len({str(_decisive(run, (_SOURCES,))) for run in runs})
+    kinds = len({str(_decisive(run, _SOURCES)) for run in runs})
     return next((each for each in (named, files, sized) if len(set(each)) == kinds), None)
 
 
@@ -197,24 +199,25 @@ def _decisive(run: Run, starts: tuple[str, ...]) -> list[tuple[str, Any]]:
     assert run.plan is not None
     held, measured = run.plan.settings.data.validation, _measured(run.plan)
     streaming = run.plan.settings.data.streaming
-    drawn = any(source.max_samples is not None for source in measured.values())
+    drawn = any(source.asked.max_samples is not None for source in measured.values())
 
     def decides(key: str) -> bool:
         # ranks hold rows out, wherever they stand; of a stream its order does
         if held is None and key == "align.order":
             return streaming
-        if held is None or not key.startswith(("align.", "seed")):
+        if held is None or not key.startswith(("seed", *_DATA)):
             return key not in _NO_MATTER
-        return key.startswith(f"{_SOURCES}{held}.") or key == "align.validation" or (key == "seed" and drawn)
+        of_held = key.startswith(tuple(f"{start}{held}." for start in _SOURCES))
+        return of_held or key == "data.validation" or (key == "seed" and drawn)
 
     leaves = flat(run.plan.decisive())
     return [(key, value) for key, value in leaves if key.startswith(starts) and decides(key)]
 
 
-def _measured(plan: Plan) -> dict[str, PlannedSource]:
+def _measured(plan: Plan) -> dict[str, DataSource]:
     """The sets that held-out rows are of."""
-    align = plan.steps.align
-    return {name: source for name, source in align.sources.items() if align.validation in (None, name)}
+    held = plan.settings.data.validation
+    return {name: source for name, source in plan.sources.items() if held in (None, name)}
 
 
 def _unlike(were: str, told: Sequence[tuple[str, str]], *, shown: bool = True) -> str | None:

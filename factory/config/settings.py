@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -492,6 +493,11 @@ with warnings.catch_warnings():
         )
         register: str | None = Field(description="the name to register the model under in MLflow, with its signature")
         run: str | None = Field(description="the run's folder that the model card is written from (set by run=)")
+
+        @property
+        def folder(self) -> Path:
+            assert self.dir is not None  # a rule
+            return Path(self.dir)
 
 
 class Sweep(Group):

@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from factory.data.placing import Fast, Placed, Slow, Texts
 from factory.data.record import MEDIA, BadRow, Kind, Medium, Message, Record
 from factory.data.render import Rendered, Renderer
 from factory.data.truncate import Kept, Layout, kept, shifted
-from factory.plan.plan import Pack
+from factory.plan.plan import Compiled, Pack
 
 Span = tuple[int, int]
 Weighted = tuple[int, int, float]
@@ -80,6 +80,31 @@ class Ends:
         return answer.partition(self.text)[0] if self.text else answer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding(Pack):
+    """How rows become tokens."""
+
+    template: str
+    truncation: str
+    train_on_prompt: bool
+    mask_history: bool
+    reasoning: str
+    tools: str
+
+
+def encoding_of(plan: Compiled) -> Encoding:
+    data, pack = plan.settings.data, plan.steps.pack
+    return Encoding(
+        **{field.name: getattr(pack, field.name) for field in fields(Pack)},
+        template=plan.settings.model.template,
+        truncation=data.truncation,
+        train_on_prompt=data.train_on_prompt,
+        mask_history=data.mask_history,
+        reasoning=data.reasoning,
+        tools=data.tools,
+    )
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """All that an encoder is made of, in parts that can be sent to another process and hashed.
@@ -98,7 +123,7 @@ class EncoderSpec:
     special: dict[str, Any]
     specials: tuple[str, ...]
     eos: int
-    pack: Pack
+    pack: Encoding
     kind: Kind
     processor: ProcessorSpec | None = None
 
@@ -161,7 +186,7 @@ class EncoderSpec:
         return made[self.template], made[self.tool_template]
 
 
-def spec_of(tokenizer: Any, pack: Pack, kind: Kind, processor: ProcessorSpec | None = None) -> EncoderSpec:
+def spec_of(tokenizer: Any, pack: Encoding, kind: Kind, processor: ProcessorSpec | None = None) -> EncoderSpec:
     """Of a transformers tokenizer, with the tokens that were added to it and the chat template that it has now."""
     chats = kind != "text"
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -192,7 +217,7 @@ class Encoder:
         tokenizer: Any,
         renderers: tuple[Renderer, Renderer] | None,
         eos: int,
-        pack: Pack,
+        pack: Encoding,
         kind: Kind,
         media: Expander | None,
     ):

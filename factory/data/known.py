@@ -73,17 +73,18 @@ def _narrower(guessed: Range, found: Range) -> Range:
 
 def _path(plan: Plan) -> Path | None:
     """None where the content of the data or of the tokenizer is not known."""
-    steps, align = plan.steps, to_tree(plan.steps.align)
-    unknown = any(source.sha256 is None or source.origin == "function" for source in steps.align.sources.values())
-    if steps.align.streaming or unknown:  # of many rows that a function gives the plan knows the code alone
+    steps, decisive = plan.steps, plan.decisive()
+    unknown = any(source.sha256 is None or source.asked.origin == "function" for source in plan.sources.values())
+    if plan.settings.data.streaming or unknown:  # of many rows that a function gives the plan knows the code alone
         return None
-    for source in align["sources"].values():
-        source["path"] = Path(source["path"]).suffixes[-2:]  # the same bytes are other rows under another suffix
     parts = [
         plan.settings.seed,
-        align,
-        steps.align.order,
+        decisive["settings"]["data"],
+        decisive["steps"]["align"],
         to_tree(steps.pack),
+        plan.settings.model.template,
+        # the same bytes are other rows under another suffix
+        [Path(source.path).suffixes[-2:] for source in plan.sources.values()],
         plan.settings.stage.name,
         [steps.load.source, steps.load.fingerprint, steps.load.revision, list(plan.settings.model.new_tokens)],
         plan.packages.get("transformers"),

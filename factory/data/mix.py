@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.config.settings import Data
 from factory.data.packing import Integers
-from factory.plan.plan import Align, held_out_rows
+from factory.plan.plan import held_out_rows
 
 DIGEST_BYTES = 16
 Purpose = Literal["sample", "hold out", "repeat", "interleave"]
@@ -65,38 +66,38 @@ class Mixed:
     contained: int  # would be sampled, but the validation source has the very same row
 
 
-def mix(sources: Mapping[str, Ranks], plan: Align, seed: int) -> Mixed:
-    """`sources` have the digests (rows, 2) of what can be trained, in the plan's order."""
+def mix(sources: Mapping[str, Ranks], data: Data, seed: int) -> Mixed:
+    """`sources` have the digests (rows, 2) of what can be trained, in the order of `data`."""
     digests = np.concatenate([np.zeros((0, 2), np.uint64), *sources.values()])
     sampled: dict[str, Integers] = {}
     start = 0
     for name, found in sources.items():
         numbers = np.arange(start, start + len(found), dtype=np.int64)
-        sampled[name] = _smallest(numbers, digests, plan.sources[name].max_samples, seed, "sample")
+        sampled[name] = _smallest(numbers, digests, data.sources[name].max_samples, seed, "sample")
         start += len(found)
     contained = 0
-    if plan.validation is not None:
-        validation = sampled.pop(plan.validation)
+    if data.validation is not None:
+        validation = sampled.pop(data.validation)
         held = _keys(digests[validation])
         same = {name: np.isin(_keys(digests[kept]), held) for name, kept in sampled.items()}
         found = ranks(digests[_joined(kept[same[name]] for name, kept in sampled.items())], seed, "sample")
         sampled = {name: kept[~same[name]] for name, kept in sampled.items()}
         whole = sum(map(len, sampled.values()))
-        sampled = _at_most(sampled, digests, plan.max_samples, seed)
-        if plan.max_samples is not None and whole >= plan.max_samples:  # what ranks above the last may not be here
+        sampled = _at_most(sampled, digests, data.max_samples, seed)
+        if data.max_samples is not None and whole >= data.max_samples:  # what ranks above the last may not be here
             found = found[found <= ranks(digests[_joined(sampled.values())], seed, "sample").max()]
         contained = len(found)
     else:
-        sampled = _at_most(sampled, digests, plan.max_samples, seed)
+        sampled = _at_most(sampled, digests, data.max_samples, seed)
         pool = _joined(sampled.values())
-        count = held_out_rows(len(pool), plan.validation_fraction, plan.validation_rows)
+        count = held_out_rows(len(pool), data.validation_fraction)
         validation = held_out(pool, ranks(digests[pool], seed, "hold out"), count) if count else pool[:0]
         sampled = _only(sampled, ~_marked(validation, len(digests)))
-    weights = {name: plan.sources[name].weight for name in sampled}
-    if plan.mixing == "concat":
+    weights = {name: data.sources[name].weight for name in sampled}
+    if data.mixing == "concat":
         train = _joined(_repeated(kept, digests, weights[name], seed) for name, kept in sampled.items())
     else:
-        train = _interleaved(sampled, digests, weights, seed, until_all=plan.mixing == "interleave_over")
+        train = _interleaved(sampled, digests, weights, seed, until_all=data.mixing == "interleave_over")
     used = int(_marked(train, len(digests)).sum())
     return Mixed(train, validation, used, len(digests) - used - len(validation) - contained, contained)
 

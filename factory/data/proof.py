@@ -19,7 +19,7 @@ from factory.data.prepare.workers import record_of
 from factory.data.record import BadRow, Message, Record, by_kind
 from factory.data.render import Rendered
 from factory.data.stream import side_of
-from factory.plan.plan import Plan, PlannedSource
+from factory.plan.plan import DataSource, Plan
 
 _ROWS = 50  # of each source
 _SEEN = 5  # with media
@@ -47,7 +47,7 @@ def loss_mask(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, to
     if spec.kind == "text":
         return []
     found, encoder = _Found(), spec.encoder
-    for name, source in plan.steps.align.sources.items():
+    for name, source in plan.sources.items():
         rows = (
             _in_cache(source, sources[name], plan.settings.seed) if name in sources else _as_they_come(source, encoder)
         )
@@ -75,7 +75,7 @@ def media(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokeni
     processor: Any = None
     encoder, rows, same, kinds = spec.encoder, 0, 0, dict[str, Any]()
     for name, prepared in sources.items():
-        rows_read = _records(plan.steps.align.sources[name], prepared, _first(prepared))
+        rows_read = _records(plan.sources[name], prepared, _first(prepared))
         seen = ((place, record) for place, record in rows_read if record.media)
         for place, record in islice(seen, _SEEN):
             processor = processor or spec.processor.processor_of(tokenizer)
@@ -96,13 +96,13 @@ def media(plan: Plan, sources: Mapping[str, Prepared], spec: EncoderSpec, tokeni
     return [("media_as_processor", same == rows, detail)]
 
 
-def _records(source: PlannedSource, prepared: Prepared, places: Integers) -> Iterator[tuple[int, Record]]:
+def _records(source: DataSource, prepared: Prepared, places: Integers) -> Iterator[tuple[int, Record]]:
     """Rows of these places in the cache, in their order."""
     wanted = dict(zip(prepared.rows[places].tolist(), places.tolist(), strict=True))
     first, end = min(wanted, default=0), max(wanted, default=-1) + 1
     for number, row in enumerate(islice(read.source_rows(source, first), end - first), first):
         if number in wanted:
-            yield wanted[number], formats.align(row, source.format, source.columns, source.tags)
+            yield wanted[number], formats.align(row, source.format, source.asked.columns, source.asked.tags)
 
 
 def _first(prepared: Prepared) -> Integers:
@@ -110,23 +110,23 @@ def _first(prepared: Prepared) -> Integers:
     return np.flatnonzero((prepared.cut == 0) & (prepared.rows < _LOOKED))
 
 
-def _drawn(source: PlannedSource, prepared: Prepared, seed: int) -> Integers:
+def _drawn(source: DataSource, prepared: Prepared, seed: int) -> Integers:
     """Places of rows that are in the cache whole.
 
     A function has to be run for all rows before one, so of its rows the first are taken.
     """
     whole = np.flatnonzero((prepared.cut == 0) & (prepared.rows < _NEAR))
-    if source.origin == "function":
+    if source.asked.origin == "function":
         return _first(prepared)
     return np.sort(np.random.default_rng(seed).permutation(whole)[:_ROWS])
 
 
-def _in_cache(source: PlannedSource, prepared: Prepared, seed: int) -> Iterator[tuple[Side, Record]]:
+def _in_cache(source: DataSource, prepared: Prepared, seed: int) -> Iterator[tuple[Side, Record]]:
     for place, record in _records(source, prepared, _drawn(source, prepared, seed)):
         yield prepared.side(place), record
 
 
-def _as_they_come(source: PlannedSource, encoder: Encoder) -> Iterator[tuple[Side, Record]]:
+def _as_they_come(source: DataSource, encoder: Encoder) -> Iterator[tuple[Side, Record]]:
     for row in islice(read.source_rows(source, streaming=True), _LOOKED):
         try:
             record = record_of(row, aligning_of(source))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from factory.config.refusal import UserError, refuse
+from factory.config.settings import Data
 from factory.data import batches, mix, packing, read
 from factory.data.dataset import Example, Labelled, Pair, Sample, example, labelled
 from factory.data.encoding import EncodedRow, Tokens
@@ -22,7 +23,7 @@ from factory.data.prepare import Dropped, Prepared, aligning_of, refuse_wrong_fo
 from factory.data.prepare.store import Side
 from factory.data.prepare.workers import BLOCK_ROWS, Block, Encoded, Workers
 from factory.data.record import Kind
-from factory.plan.plan import Align, Pack, PlannedSource, held_out_rows
+from factory.plan.plan import DataSource, Pack, held_out_rows
 
 Origin = tuple[str, int]  # a source's name, and the number of a row in it, from 0
 _TELLING = 10  # rows of a source in the first block that show whether its format is right, where it has more
@@ -85,23 +86,30 @@ class Stream:
     """
 
     def __init__(
-        self, align: Align, pack: Pack, kind: Kind, seed: int, workers: Workers, validation: Prepared | None = None
+        self,
+        data: Data,
+        sources: Mapping[str, DataSource],
+        pack: Pack,
+        kind: Kind,
+        seed: int,
+        workers: Workers,
+        validation: Prepared | None = None,
     ):
-        self._align, self._pack, self._kind, self._seed, self._workers = align, pack, kind, seed, workers
-        self._sources = {name: source for name, source in align.sources.items() if name != align.validation}
-        self._files = [_Files(source) for source in self._sources.values() if source.origin == "file"]
+        self._data, self._pack, self._kind, self._seed, self._workers = data, pack, kind, seed, workers
+        self._sources = {name: source for name, source in sources.items() if name != data.validation}
+        self._files = [_Files(source) for source in self._sources.values() if source.asked.origin == "file"]
         self._held = set[bytes]()
         self._first: tuple[list[_Found], Position] | None = None
         self.validation = list[Sample]()
         if validation is not None:
             self._held = {digest.tobytes() for digest in validation.digests}
-        elif align.validation_fraction:
+        elif data.validation_fraction:
             self._hold_out()
 
     def _hold_out(self) -> None:
         self._first = found, _ = self._read(Position(), self._readers(Position()))
         digests = mix.words([row.digest for row in found])
-        count = held_out_rows(len(found), self._align.validation_fraction, self._align.validation_rows)
+        count = held_out_rows(len(found), self._data.validation_fraction)
         chosen = mix.held_out(np.arange(len(found)), mix.ranks(digests, self._seed, "hold out"), count)
         self._held = {found[at].digest for at in chosen.tolist()}
         rows = [found[at].row for at in chosen.tolist()]
@@ -193,8 +201,8 @@ class Stream:
         self, position: Position, readers: dict[str, "_Reader"]
     ) -> tuple[list[tuple[str, Block]], Position, set[str]]:
         """The block's rows, the position after it, and the sources that have been read to their end."""
-        align, chances = self._align, self._random(position, "draws").random(self._align.shuffle_buffer)
-        most = align.max_samples - position.drawn if align.max_samples is not None else len(chances)
+        data, chances = self._data, self._random(position, "draws").random(self._data.shuffle_buffer)
+        most = data.max_samples - position.drawn if data.max_samples is not None else len(chances)
         # a source without any row is used up before it begins
         ended = {*position.ended, *(name for name, reader in readers.items() if reader.empty)}
         blocks, filling = list[tuple[str, Block]](), dict[str, Block]()
@@ -214,11 +222,11 @@ class Stream:
             if reader.ended:
                 ended.add(name)
                 over = self._over(ended, readers)
-                if align.mixing == "interleave_over" and not over:
+                if data.mixing == "interleave_over" and not over:
                     readers[name] = _Reader(self._sources[name], 0)
                 names, bounds = self._drawable(ended, readers)
         drawn = position.drawn + count
-        if over or (align.max_samples is not None and drawn >= align.max_samples):
+        if over or (data.max_samples is not None and drawn >= data.max_samples):
             return blocks, Position(epoch=position.epoch + 1), ended
         taken = {name: reader.taken for name, reader in readers.items()}
         order = tuple(name for name in self._sources if name in ended)
@@ -227,15 +235,15 @@ class Stream:
 
     def _over(self, ended: set[str], readers: dict[str, "_Reader"]) -> bool:
         """Whether the epoch ends here; a source that has no row at all ends none alone."""
-        if self._align.mixing == "interleave_under" and any(not readers[name].empty for name in ended):
+        if self._data.mixing == "interleave_under" and any(not readers[name].empty for name in ended):
             return True
         return len(ended) == len(self._sources)
 
     def _drawable(self, ended: set[str], readers: dict[str, "_Reader"]) -> tuple[list[str], list[float]]:
         """The sources that a row can come from, and the sums of their weights up to each."""
-        again = self._align.mixing == "interleave_over"
+        again = self._data.mixing == "interleave_over"
         names = [name for name in self._sources if not readers[name].empty and (again or name not in ended)]
-        return names, list(accumulate(self._sources[name].weight for name in names))
+        return names, list(accumulate(self._sources[name].asked.weight for name in names))
 
     def _sequences(self, rows: list[EncodedRow], *, packed: bool) -> list[tuple[Sample, list[int]]]:
         """Each with the rows that it was made of, by their places here."""
@@ -278,7 +286,7 @@ class Stream:
 class _Files:
     """A source's files, as they are when the run begins: they are read until it ends, and may change meanwhile."""
 
-    def __init__(self, source: PlannedSource):
+    def __init__(self, source: DataSource):
         self._source = source
         self._seen = self._look()
 
@@ -309,8 +317,8 @@ class _Files:
 class _Reader:
     """A source's rows, with the next one in hand: so its end is known with its last row."""
 
-    def __init__(self, source: PlannedSource, skip: int):
-        self._rows, self._most = read.source_rows(source, skip, streaming=True), source.max_samples
+    def __init__(self, source: DataSource, skip: int):
+        self._rows, self._most = read.source_rows(source, skip, streaming=True), source.asked.max_samples
         self.taken = skip
         self._next = next(self._rows, None)
 

@@ -86,7 +86,7 @@ _TABLES: dict[Verb, tuple[Step, ...]] = {"train": STEPS, "evaluate": EVALUATION,
 
 def of_plan(plan: Plan) -> tuple[Step, ...]:
     """The steps that the plan's verb takes."""
-    if plan.export is not None and plan.export.format == "adapter":
+    if plan.export is not None and plan.settings.export.format == "adapter":
         return ADAPTER if plan.steps.load.own_base is None else MEASURED_ADAPTER
     return _TABLES[plan.verb]
 

@@ -48,9 +48,9 @@ def verify(plan: Plan) -> None:
 def _data(plan: Plan) -> list[tuple[str, str]]:
     """A hub set's content is known by its revision alone."""
     found = []
-    for name, source in plan.steps.align.sources.items():
+    for name, source in plan.sources.items():
         setting = f"data.sources.{name}.path={source.path}"
-        if source.origin == "file" and not Path(source.path).exists():
+        if source.asked.origin == "file" and not Path(source.path).exists():
             found.append((setting, "the file is gone"))
         elif source.sha256 is not None and read.source_digest(source) != source.sha256:
             found.append((setting, "the file's content has changed"))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from factory.config.refusal import refuse
-from factory.plan.plan import Export
+from factory.config.settings import Export
 
 _export_unfit = partial(refuse, "export-unfit", because="what is written would not answer as the model does")
 
@@ -22,10 +22,10 @@ _TEXT = Path(__file__).parents[1] / "demo" / "text.jsonl"
 _ROWS, _LENGTH = 128, 512  # sequences, and tokens of each
 
 
-def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
+def rows(asked: Export, tokenizer: Any, context: int) -> list[Any]:
     """Sequences of (1, length) ids, cut from the text end to end. Raises UserError where there is too little of it."""
-    if plan.calibration:
-        text = Path(plan.calibration).read_text(encoding="utf-8", errors="replace")
+    if asked.calibration:
+        text = Path(asked.calibration).read_text(encoding="utf-8", errors="replace")
     else:
         text = "\n".join(json.loads(line)["text"] for line in _TEXT.read_text(encoding="utf-8").splitlines())
     length = min(_LENGTH, context)
@@ -33,7 +33,7 @@ def rows(plan: Export, tokenizer: Any, context: int) -> list[Any]:
     whole = len(ids) // length
     if not whole:
         wrong = f"the text has {len(ids):,} tokens"
-        raise _export_unfit(f"export.calibration={plan.calibration}", wrong, fix=f"give {length:,} at least")
+        raise _export_unfit(f"export.calibration={asked.calibration}", wrong, fix=f"give {length:,} at least")
     return [torch.tensor([ids[number * length : (number + 1) * length]]) for number in range(whole)]
 
 
@@ -51,14 +51,14 @@ def _group(quantization: str, model: Any) -> int:
     raise _export_unfit(f"export.quantization={quantization}", wrong, fix="set export.quantization=nf4")
 
 
-def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str, context: int) -> None:
+def write(asked: Export, model: Any, tokenizer: Any, folder: Path, device: str, context: int) -> None:
     """`context`: the tokens that the model reads, for which some kinds have another word in their config, or none."""
     from auto_round import AutoRound  # pyright: ignore[reportMissingImports]
 
-    assert plan.quantization is not None
-    layout, symmetric = _LAYOUTS[plan.quantization]
-    group = _group(plan.quantization, model)
-    found = rows(plan, tokenizer, context)
+    assert asked.quantization is not None
+    layout, symmetric = _LAYOUTS[asked.quantization]
+    group = _group(asked.quantization, model)
+    found = rows(asked, tokenizer, context)
     made = AutoRound(
         model,
         tokenizer,
@@ -71,7 +71,7 @@ def write(plan: Export, model: Any, tokenizer: Any, folder: Path, device: str, c
         device_map=device,
         enable_torch_compile=False,
     )
-    made.quantize_and_save(str(folder), format=layout, max_shard_size=plan.shard_size)
+    made.quantize_and_save(str(folder), format=layout, max_shard_size=asked.shard_size)
     _up(folder)
 
 

@@ -9,7 +9,7 @@ from factory.config.own import without_place
 from factory.config.values import plain, to_tree
 from factory.export import spec
 from factory.export.reading import code, reading
-from factory.plan.plan import Plan, PlannedSource, read_plan
+from factory.plan.plan import DataSource, Plan, read_plan
 from factory.run.folder import RunFolder, read_json
 from factory.steps.walk import class_of
 
@@ -28,7 +28,7 @@ def card(plan: Plan, base: str = "") -> str:
 
     `base`: what is to be known of the base, where it is not the one trained over.
     """
-    export = plan.exported
+    export = plan.settings.export
     of_run = RunFolder(export.run) if export.run else None
     made = read_plan(of_run.plan) if of_run else None
     report = (read_json(of_run.report) or {}) if of_run else {}
@@ -58,12 +58,12 @@ def base_name(plan: Plan) -> str:
 
 
 def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
-    export = plan.exported
-    sets = made.steps.align.sources.values() if made else ()
-    hub = [source.path for source in sets if source.origin == "hub"]
+    export = plan.settings.export
+    sets = made.sources.values() if made else ()
+    hub = [source.path for source in sets if source.asked.origin == "hub"]
     front: dict[str, Any] = {
         "library_name": {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[export.format],
-        "pipeline_tag": "text-classification" if export.scores else _MODELS[class_of(plan.steps.load.config)][0],
+        "pipeline_tag": "text-classification" if plan.exported.scores else _MODELS[class_of(plan.steps.load.config)][0],
         "tags": ["factory", *(map(without_place, (made.method, made.settings.stage.name)) if made else ())],
     }
     if plan.steps.load.source == "hub":
@@ -74,19 +74,19 @@ def _front(plan: Plan, made: Plan | None, base: str) -> dict[str, Any]:
 
 
 def _what(plan: Plan, made: Plan | None, base: str) -> str:
-    export = plan.exported
+    export = plan.settings.export
     forms = {
         "hf": "whole weights in the format of transformers",
         "gguf": "one GGUF file for llama.cpp and Ollama",
         "adapter": "an adapter in the format of PEFT",
     }
-    types = f", {export.quantization or export.dtype}" if export.quantization or export.dtype else ""
+    types = f", {export.quantization or plan.exported.dtype}" if export.quantization or plan.exported.dtype else ""
     trained = f"{base}, fine-tuned by Factory" if made else base
     return f"{trained}: {forms[export.format]}{types}."
 
 
 def _data(made: Plan) -> str:
-    rows = [_source(name, source) for name, source in made.steps.align.sources.items()]
+    rows = [_source(name, source) for name, source in made.sources.items()]
     held = made.settings.data.validation_fraction
     beside = (
         f"\n{100 * held:g} % of the rows were held out.\n" if held and made.settings.data.validation is None else ""
@@ -94,9 +94,9 @@ def _data(made: Plan) -> str:
     return f"## Data\n\n{_table(('set', 'from', 'format', 'bytes', 'sha256'), rows)}{beside}"
 
 
-def _source(name: str, source: PlannedSource) -> tuple[str, ...]:
-    place = source.path if source.origin != "file" else Path(source.path).name
-    return name, f"{source.origin} {place}", source.format, f"{source.bytes:,}", (source.sha256 or "")[:16]
+def _source(name: str, source: DataSource) -> tuple[str, ...]:
+    place = source.path if source.asked.origin != "file" else Path(source.path).name
+    return name, f"{source.asked.origin} {place}", source.format, f"{source.bytes:,}", (source.sha256 or "")[:16]
 
 
 def _plan(made: Plan) -> str:
@@ -144,14 +144,14 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _reading(plan: Plan) -> str:
     """The lines that read the folder."""
-    export = plan.exported
+    export = plan.settings.export
     if export.format == "gguf":
         lines = [f"llama-cli -m {spec.MODEL_GGUF} --jinja"]
         lines += [f"ollama create mine -f {spec.MODELFILE} && ollama run mine"] if export.modelfile else []
         return "```sh\n" + "\n".join(lines) + "\n```"
     if export.format == "adapter":
         return reading(plan, Path(plan.steps.load.adapter or ""), export.base or "THE_BASE").lstrip()
-    if export.scores:
+    if plan.exported.scores:
         lines = [
             "from transformers import AutoModelForSequenceClassification",
             'model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER", dtype="auto")',

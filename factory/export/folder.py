@@ -17,10 +17,10 @@ from factory.run.folder import open_as, unwritable
 
 def in_place(made: Plan, written: Callable[[Path], None]) -> None:
     """`written` fills a folder beside the wanted one, which then takes its place. Raises UserError; leaves no half."""
-    plan = made.exported
+    asked = made.settings.export
     from safetensors import SafetensorError
 
-    folder = spec.place_of(plan.dir)
+    folder = spec.place_of(asked.folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -31,10 +31,10 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
         open_as(aside / spec.MARKER)
         all_to_disk(aside)
         if folder.exists() and any(folder.iterdir()):
-            if not (plan.overwrite and spec.is_export(folder)):  # since the plan was made
+            if not (asked.overwrite and spec.is_export(folder)):  # since the plan was made
                 raise refuse(
                     "export-dir",
-                    f"export.dir={plan.dir}",
+                    f"export.dir={asked.dir}",
                     "there is something in it",
                     because="nothing is overwritten unasked",
                     fix="set export.overwrite=true, or another export.dir",
@@ -47,7 +47,7 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
         wrong = f"{error} has numbers that float16 has not"
         raise refuse(
             "export-unfit",
-            f"export.dtype={plan.dtype}",
+            f"export.dtype={made.exported.dtype}",
             wrong,
             because="what is written would not answer as the model does",
             fix=fix,
@@ -62,14 +62,14 @@ def in_place(made: Plan, written: Callable[[Path], None]) -> None:
 
 
 def _mark(made: Plan, aside: Path) -> None:
-    plan = made.exported
+    asked = made.settings.export
     said = {
         "written_by": "factory export",
         "version": factory.__version__,
         "plan_digest": made.digest(),
-        "format": plan.format,
-        "dtype": plan.dtype,
-        "quantization": plan.quantization,
+        "format": asked.format,
+        "dtype": made.exported.dtype,
+        "quantization": asked.quantization,
     }
     (aside / spec.MARKER).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 

@@ -18,14 +18,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from factory.architecture.positions import reach
 from factory.export.spec import BLOCK, GGUF, rope
 from factory.export.tokens import Tokens
-from factory.plan.plan import Export
+from factory.plan.plan import Plan
 from factory.rounding import rounded
 
 _HALF_MAX = 65504.0  # the largest number of float16
 Template = str | Mapping[str, str]  # one, or several by name
 
 
-def write(path: Path, model: Any, tokens: Tokens, template: Template | None, plan: Export, *, name: str) -> None:
+def write(path: Path, model: Any, tokens: Tokens, template: Template | None, plan: Plan, *, name: str) -> None:
     """Tensor after tensor, so that the model is there once. Raises OSError."""
     kind = GGUF[model.config.model_type]
     writer = gguf.GGUFWriter(path, kind.name)
@@ -44,7 +44,7 @@ def write(path: Path, model: Any, tokens: Tokens, template: Template | None, pla
         writer.close()
 
 
-def _numbers(writer: Any, config: Any, plan: Export, name: str) -> None:
+def _numbers(writer: Any, config: Any, plan: Plan, name: str) -> None:
     said = config.to_dict()
     width = said.get("head_dim") or config.hidden_size // config.num_attention_heads
     writer.add_type("model")
@@ -75,9 +75,10 @@ def _numbers(writer: Any, config: Any, plan: Export, name: str) -> None:
         writer.add_rope_scaling_yarn_beta_slow(float(ways.get("beta_slow") or 1.0))
 
 
-def _file_type(plan: Export) -> int:
+def _file_type(plan: Plan) -> int:
     types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
-    named = f"MOSTLY_{plan.quantization.upper()}" if plan.quantization else types[plan.dtype or "float16"]
+    quantization = plan.settings.export.quantization
+    named = f"MOSTLY_{quantization.upper()}" if quantization else types[plan.exported.dtype or "float16"]
     return int(gguf.LlamaFileType[named])
 
 
@@ -109,7 +110,7 @@ class Tensor:
     make: Callable[[], Any]
 
 
-def _tensors(model: Any, plan: Export) -> Iterator[Tensor]:
+def _tensors(model: Any, plan: Plan) -> Iterator[Tensor]:
     config, kind = model.config, GGUF[model.config.model_type]
     architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind.name)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
@@ -155,18 +156,19 @@ def _rope_factors(config: Any) -> Any:
     return plain / stretched.float()
 
 
-def _type(name: str, shape: tuple[int, ...], plan: Export) -> Any:
+def _type(name: str, shape: tuple[int, ...], plan: Plan) -> Any:
     """A vector stays float32. Embedding and head, which suffer most, have 8 bits at least."""
     types = gguf.GGMLQuantizationType
     if len(shape) == 1:
         return types.F32
     plain = {"float32": types.F32, "float16": types.F16, "bfloat16": types.BF16}
-    if plan.quantization is None:
-        return plain[plan.dtype or "float16"]
+    quantization = plan.settings.export.quantization
+    if quantization is None:
+        return plain[plan.exported.dtype or "float16"]
     if shape[-1] % BLOCK:  # no whole number of blocks in a row
         return types.F16
     whole = name.startswith(("token_embd.", "output."))
-    return types.Q8_0 if whole else types[plan.quantization.upper()]
+    return types.Q8_0 if whole else types[quantization.upper()]
 
 
 def _announce(writer: Any, tensor: Tensor) -> None:

@@ -24,7 +24,7 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
     from mlflow import transformers
     from mlflow.exceptions import MlflowException
 
-    assert plan.export is not None and plan.export.register is not None and plan.settings.tracking.mlflow is not None
+    assert plan.settings.export.register is not None and plan.settings.tracking.mlflow is not None
     try:
         client, experiment = connect(plan.settings.tracking)
         mlflow.set_tracking_uri(plan.settings.tracking.mlflow)
@@ -37,13 +37,13 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
                 transformers_model=_read(folder),  # of a folder's path MLflow 3.17 fails on transformers 5
                 name="model",
                 task="llm/v1/chat" if chats(folder) else "llm/v1/completions",
-                registered_model_name=plan.export.register,
+                registered_model_name=plan.settings.export.register,
                 pip_requirements=[f"{name}=={version(name)}" for name in _NEEDS],
                 metadata={"plan_digest": plan.digest()},
                 run_id=run.run_id,
             )
     except (MlflowException, OSError, ValueError) as error:
-        where = f"export.register={plan.export.register}"
+        where = f"export.register={plan.settings.export.register}"
         raise refuse(
             "register-failed",
             where,
@@ -51,11 +51,11 @@ def register(plan: Plan, folder: Path) -> dict[str, Any]:
             because="MLflow did not take the model; the export itself is whole",
             fix=(
                 "correct tracking.uri or the server, and export again with export.overwrite=true; it lies in "
-                f"{plan.export.dir}"
+                f"{plan.settings.export.dir}"
             ),
         ) from error
     return {
-        "name": plan.export.register,
+        "name": plan.settings.export.register,
         "version": made.registered_model_version,
         "uri": made.model_uri,
         "run": run.run_id,

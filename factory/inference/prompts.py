@@ -14,11 +14,10 @@ from typing import Any
 from factory.architecture import FAMILIES, traits_of
 from factory.architecture.traits import TEXT_APART
 from factory.config.refusal import UserError
-from factory.data.encoding import Encoder, EncoderSpec, Ends, spec_of
+from factory.data.encoding import Encoder, EncoderSpec, Encoding, Ends, spec_of
 from factory.data.media import Inputs, ProcessorSpec
 from factory.data.record import BadRow, Medium, Message, Record
 from factory.data.tools import FORMATS, ToolFormat, bare
-from factory.plan.plan import Pack
 
 _MARKS = [chr(code) for code in range(0xE000, 0xE100)]  # for private use: no template and hardly a text has one
 _MEDIA = re.compile(r"<(?=(?:image|video|audio)>)")
@@ -42,7 +41,7 @@ class Conversation:
 class Prompts:
     """Of one tokenizer, as the plan's `pack` says. `chats`: whether it has a chat template."""
 
-    def __init__(self, tokenizer: Any, pack: Pack, processor: ProcessorSpec | None, more_stops: Sequence[int] = ()):
+    def __init__(self, tokenizer: Any, pack: Encoding, processor: ProcessorSpec | None, more_stops: Sequence[int] = ()):
         # data.max_length is of rows: the context alone limits what is asked here
         self.tokenizer, self._processor = tokenizer, processor
         self._pack = replace(pack, packing=False, max_length=_ENDLESS)

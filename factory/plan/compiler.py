@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import ceil
-from typing import Any
 
 from factory import templates
 from factory.architecture import Shape, architecture, elements
@@ -22,14 +21,12 @@ from factory.plan import bases, choices, evaluating, exporting, fitting, heads, 
 from factory.plan.data import ignored, measured_whole, mended, undivided
 from factory.plan.diff import differences, shown
 from factory.plan.estimate import Sizes, estimate
-from factory.plan.facts import DataFacts, Facts, FolderFacts
+from factory.plan.facts import Facts, FolderFacts
 from factory.plan.rule import Case
 from factory.plan.rules import rules_for
 from factory.plan.vocabulary import vocabulary
 from factory.quantizers import spec as quantizers
 from factory.run.folder import taken
-
-VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ def compile(settings: Settings, facts: Facts, *, training: bool) -> plan.Plan | 
         return refusals or found
     warnings = tuple(_warning(refusal) for refusal in found)
     made = fitting.as_little_recomputed(case, partial(_plan, warnings=warnings, training=training), training=training)
-    made = replace(made, settings=_of_run(case.settings))  # and not what was tried for it
+    made = replace(made, settings=_of_run(case))  # and not what was tried for it
     lacking = [*fitting.against_memory(made), *fitting.against_host(case, *offloaded(_tuned(case, made.steps)))]
     if not training:
         made, lacking = replace(made, warnings=(*made.warnings, *map(_warning, lacking))), []
@@ -96,8 +93,9 @@ def _model_name(settings: Settings) -> str:
     return settings.options.get("model", "") if own else settings.model.path.rstrip("/").rpartition("/")[2]
 
 
-def _of_run(settings: Settings) -> Settings:
-    """Return what a run reads: no place, and no group of a verb other than `export`."""
+def _of_run(case: Case) -> Settings:
+    """Return what a run reads: the sets of a catalogue, no place, and no group of a verb other than `export`."""
+    settings = case.settings
     unread = () if settings.verb in choices.WRITES else writing.GROUPS
     options = {group: option for group, option in settings.options.items() if group not in unread}
     of_verbs = {name for name, field in Settings.model_fields.items() if name in GROUPS and not field.is_required()}
@@ -106,6 +104,9 @@ def _of_run(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             **dict.fromkeys(of_verbs),
+            "data": settings.data.model_copy(
+                update={"sources": {name: found.source for name, found in case.facts.data.items()}}
+            ),
             "run_dir": "",
             "options": options | {"model": _model_name(settings)},
         }
@@ -311,23 +312,13 @@ def _of_method(case: Case, numbers: Numbers, shapes: dict[str, Shape]) -> list[s
 
 
 def _align(case: Case) -> plan.Align:
-    data = case.settings.data
+    names = [field.name for field in fields(plan.PlannedSource)]
     return plan.Align(
-        sources={name: _planned_source(found) for name, found in case.facts.data.items()},
-        mixing=data.mixing,
-        max_samples=data.max_samples,
-        validation=data.validation,
-        validation_fraction=data.validation_fraction,
-        validation_rows=VALIDATION_ROWS,
-        streaming=data.streaming,
-        shuffle_buffer=data.shuffle_buffer,
+        sources={
+            key: plan.PlannedSource(**{name: getattr(found, name) for name in names})
+            for key, found in case.facts.data.items()
+        }
     )
-
-
-def _planned_source(found: DataFacts) -> plan.PlannedSource:
-    """As it was found; of its columns, those that are called otherwise."""
-    values: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(plan.PlannedSource)}
-    return plan.PlannedSource(**{**values, "columns": found.renamed})
 
 
 def _context(case: Case) -> int:
@@ -358,17 +349,11 @@ def _pack(case: Case, notes: list[str]) -> plan.Pack:
         notes.append(f"data.max_length=auto: {length:,} tokens")
     notes += [*ignored(case), *measured_whole(case), *mended(case), *undivided(case), *_chat_notes(case)]
     return plan.Pack(
-        template=case.settings.model.template,
         max_length=length,
-        truncation=data.truncation,
         packing=choices.packing(case),
         isolate_documents=choices.isolation(case),
         padding_free=choices.padding_free(case),
-        train_on_prompt=data.train_on_prompt,
-        mask_history=data.mask_history,
-        reasoning=data.reasoning,
-        tools=data.tools,
-        frames=plan.Frames(fps=data.video_fps, most=data.video_frames) if "videos" in case.traits.media else None,
+        videos="videos" in case.traits.media,
     )
 
 
@@ -438,13 +423,13 @@ def _sizes(case: Case) -> Sizes:
         data.pop(settings.validation or "", None)
     if not all(found.rows for found in data.values()):
         return Sizes(rows=plan.Range(low=1, high=None), longest_bytes=longest, bytes=None, shows=shows)
-    taken = {name: min(found.rows, found.max_samples or found.rows) for name, found in data.items()}
+    taken = {name: min(found.rows, found.source.max_samples or found.rows) for name, found in data.items()}
     used = min(sum(taken.values()), settings.max_samples or sum(taken.values()))
     held_out = 0
     if settings.validation is None:
-        held_out = plan.held_out_rows(used, settings.validation_fraction, VALIDATION_ROWS)
+        held_out = plan.held_out_rows(used, settings.validation_fraction)
     share = (used - held_out) / max(1, sum(taken.values()))
-    times = _times_taken(settings.mixing, taken, {name: found.weight for name, found in data.items()})
+    times = _times_taken(settings.mixing, taken, {name: found.source.weight for name, found in data.items()})
     total = sum(found.bytes / found.rows * taken[name] * times[name] for name, found in data.items())
     return Sizes(
         rows=plan.Range(low=1, high=max(1, ceil(share * sum(taken[name] * times[name] for name in taken)))),

@@ -166,9 +166,9 @@ def streaming(case: Case) -> str | Broken | None:
     if data.max_samples is not None:
         return Broken(key="data.max_samples", message="a stream's rows are not known before they are drawn")
     for name, found in case.facts.data.items():
-        if found.max_samples is not None:
+        if found.source.max_samples is not None:
             return f"data.sources.{name}.max_samples draws out of rows that are not known"
-        if data.mixing == "concat" and found.weight != 1:
+        if data.mixing == "concat" and found.source.weight != 1:
             return f"data.sources.{name}.weight repeats rows that have gone by"
     return None
 

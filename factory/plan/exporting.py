@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from factory.architecture import elements, sliding_window
 from factory.config.hub import ID as HUB_ID
 from factory.config.line import setting
-from factory.config.values import plain, to_tree
+from factory.config.values import plain
 from factory.config.words import size
 from factory.export import spec
 from factory.own_base import FILE as OWN_BASE
@@ -26,16 +25,8 @@ def scores(case: Case) -> bool:
 
 def planned(case: Case) -> plan.Export:
     asked = case.settings.export
-    values: dict[str, Any] = to_tree(asked)
-    return plan.Export(
-        **values
-        | {
-            "dtype": spec.dtype_of(asked.dtype, asked.format, case.model.config),
-            "modelfile": asked.modelfile and asked.format == "gguf",
-            "scores": scores(case),
-            "bytes": _bytes(case),
-        }
-    )
+    dtype = spec.dtype_of(asked.dtype, asked.format, case.model.config)
+    return plan.Export(dtype=dtype, scores=scores(case), bytes=_bytes(case))
 
 
 def notes(case: Case) -> list[str]:

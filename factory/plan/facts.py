@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from factory.architecture import Architecture, Shape
 from factory.config.refusal import Refusal
+from factory.config.settings import Source
 from factory.data.record import RowKind
 from factory.own_base import OwnBase
 from factory.plan.plan import Plan
@@ -129,7 +130,7 @@ class HarnessFacts:
 class DataFacts:
     """One data set, as it will be read. `rows` is exact unless `peeked` (of a large file the first rows were read).
 
-    `renamed` is {standard column: own}; `reads` are the columns that its format reads, or would read, of the rows that
+    `reads` are the columns that its format reads, or would read, of the rows that
     were looked at: none where none was. `tools` says whether any of these rows carries them, `media` which of images,
     videos and audios. `unanswered`: they are prompts, and nothing tells what is to be answered.
     `lines`: of a text file that is one document, how many it has.
@@ -137,20 +138,12 @@ class DataFacts:
     `unreachable`: why the hub's rows cannot be read now.
     """
 
-    origin: Literal["file", "hub", "function"]
+    source: Source
     path: str
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
     format: str
     kind: RowKind
     columns: tuple[str, ...]
-    renamed: dict[str, str] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
-    tags: dict[str, str] = field(default_factory=dict)
-    folder: str | None = None
-    max_samples: int | None = None
-    weight: float = 1.0
     rows: int
     peeked: bool
     bytes: int

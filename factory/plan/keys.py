@@ -8,9 +8,7 @@ _SET: tuple[tuple[str, str, type | None], ...] = (
     ("load.", "model.", Model),
     ("patch.", "compute.", Compute),
     ("align.sources.", "data.sources.", Source),
-    ("align.", "data.", Data),
     ("pack.", "data.", Data),
-    ("pack.", "model.", Model),
     ("train.own.", "stage.", None),
     ("train.", "hardware.", Hardware),
 )

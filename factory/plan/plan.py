@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,7 +12,7 @@ import yaml
 
 from factory.config.parsed import json_of, yaml_of
 from factory.config.refusal import UserError, refuse
-from factory.config.settings import ExportQuantization, Settings, Verb
+from factory.config.settings import Data, Settings, Source, Verb
 from factory.config.values import plain, record, to_tree
 
 _plan_broken = partial(refuse, "plan-broken", because="a plan is one", fix="compile again with the same overrides")
@@ -21,7 +21,11 @@ VERSION = 21
 # what decides the result of the settings that no step resolves; a bad update is told in the report, whatever is done
 # about it
 _DECISIVE: dict[str, tuple[str, ...]] = {
-    "model": ("trust_remote_code", "allow_pickle", "rope_scaling", "new_tokens"),
+    "model": ("template", "trust_remote_code", "allow_pickle", "rope_scaling", "new_tokens"),
+    "data": (
+        *("mixing", "max_samples", "validation", "validation_fraction", "streaming", "shuffle_buffer"),
+        *("truncation", "train_on_prompt", "mask_history", "reasoning", "tools"),
+    ),
     "stage": (
         *("name", "learning_rate", "num_epochs", "max_steps", "batch_size", "gradient_accumulation_steps"),
         *("optimizer", "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm"),
@@ -34,10 +38,12 @@ _DECISIVE: dict[str, tuple[str, ...]] = {
         *("harness", "harness_shots", "max_samples", "batch_size"),
     ),
 }
+_OF_SOURCE = ("origin", "subset", "split", "revision", "columns", "tags", "folder", "max_samples", "weight")
+_OF_VIDEOS = ("video_fps", "video_frames")
 # of `patch`: computed twice or once, an activation is the same
 _RECOMPUTATION = ("activation_checkpointing", "recomputed_layers")
 # of `export`: all but the places
-_OF_WHAT_IS_WRITTEN = ("format", "dtype", "quantization", "shard_size", "modelfile", "base", "scores")
+_OF_WHAT_IS_WRITTEN = ("format", "quantization", "shard_size", "base")
 Dtype = Literal["float32", "bfloat16", "float16"]
 Before = Literal["base", "adapter", "weights"]  # the model before its first step: of an adapter, or none
 Recomputed = bool | Literal["selective"]  # which activations: all, or all but the products of matrices
@@ -103,77 +109,41 @@ class Attach:
 class PlannedSource:
     """One data set. `sha256` is of its content; None where only reading it would tell (the hub)."""
 
-    origin: Literal["file", "hub", "function"]
     path: str
-    subset: str | None
-    split: str
-    revision: str | None
     format: str
-    columns: dict[str, str]
-    tags: dict[str, str]
-    folder: str | None
-    max_samples: int | None
-    weight: float
     bytes: int
     sha256: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Align:
-    sources: dict[str, PlannedSource]
-    mixing: str
-    max_samples: int | None
-    validation: str | None  # the source that is held out whole
-    validation_fraction: float
-    validation_rows: int  # at most
-    streaming: bool
-    shuffle_buffer: int
+class DataSource(PlannedSource):
+    """A data set with its settings."""
 
-    @property
-    def order(self) -> list[str]:
-        """The sources that rows to train are drawn of, where which of them comes first changes the draws; else none."""
-        drawn = [name for name in self.sources if name != self.validation]
-        return drawn if len(drawn) > 1 else []
-
-    def told(self, name: str) -> str:
-        """What is said of one of the sources, as `, held out whole`; empty where all of it is taken once."""
-        source, held = self.sources[name], name == self.validation
-        said = (
-            "held out whole" if held else "",
-            f"weight {source.weight:g}" if source.weight != 1 and not held else "",
-            "" if source.max_samples is None else f"at most {source.max_samples:,} rows",
-        )
-        return "".join(f", {text}" for text in said if text)
-
-
-def held_out_rows(rows: int, fraction: float, at_most: int) -> int:
-    """How many of the rows are held out: the fraction, at least one where any can be spared."""
-    if fraction == 0 or rows < 2:
-        return 0
-    return min(at_most, max(1, round(rows * fraction)))
+    asked: Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frames:
-    """What is seen of a video: `fps` frames a second, at most `most`; without `fps` so many, evenly."""
+class Align:
+    sources: dict[str, PlannedSource]
 
-    fps: float | None
-    most: int
+
+VALIDATION_ROWS = 200  # at most, whatever data.validation_fraction says
+
+
+def held_out_rows(rows: int, fraction: float) -> int:
+    """Return how many of the rows are held out: the fraction, at least one where any can be spared."""
+    if fraction == 0 or rows < 2:
+        return 0
+    return min(VALIDATION_ROWS, max(1, round(rows * fraction)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    template: str
     max_length: int
-    truncation: str
     packing: bool
     isolate_documents: bool
     padding_free: bool  # rows of a micro-batch stand one after another, isolated by their lengths
-    train_on_prompt: bool
-    mask_history: bool
-    reasoning: str
-    tools: str
-    frames: Frames | None  # None: the model takes no videos
+    videos: bool  # whether the model takes them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,27 +200,12 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What is written of a model, and where.
+    """`dtype` is of the weights that are not quantized; None: of an adapter, as it is. `bytes` the folder will take.
 
-    `dtype` is of the weights that are not quantized; None: of an adapter, as it is. `bytes` are what the folder will
-    take. `run` is the folder of the run whose model it is; `scores` whether it is a reward model.
+    `scores`: whether it is a reward model.
     """
 
-    dir: str
-    format: Literal["hf", "gguf", "adapter"]
     dtype: Dtype | None
-    quantization: ExportQuantization | None
-    calibration: str | None
-    shard_size: int
-    modelfile: bool
-    base: str | None
-    overwrite: bool
-    check: bool
-    push: str | None
-    private: bool
-    dry_run: bool
-    register: str | None
-    run: str | None
     scores: bool
     bytes: int
 
@@ -366,6 +321,23 @@ class Compiled(Protocol):
     def steps(self) -> Steps: ...
 
 
+def drawn_in_order(data: Data) -> list[str]:
+    """Return the sources of rows to train, where which of them comes first changes the draws; else none."""
+    drawn = [name for name in data.sources if name != data.validation]
+    return drawn if len(drawn) > 1 else []
+
+
+def use_of(data: Data, name: str) -> str:
+    """Return how one of the sources is used, as `, held out whole`; empty where all of it is taken once."""
+    source, held = data.sources[name], name == data.validation
+    found = (
+        "held out whole" if held else "",
+        f"weight {source.weight:g}" if source.weight != 1 and not held else "",
+        "" if source.max_samples is None else f"at most {source.max_samples:,} rows",
+    )
+    return "".join(f", {text}" for text in found if text)
+
+
 def micro_batches(settings: Settings) -> int:
     """Return how many micro-batches an optimizer step has, on all ranks together."""
     return settings.stage.gradient_accumulation_steps * settings.hardware.num_processes
@@ -401,8 +373,17 @@ class Plan:
         return self.settings.config_dirs
 
     @property
+    def sources(self) -> dict[str, DataSource]:
+        """The data sets, in their order."""
+        asked = self.settings.data.sources
+        return {
+            name: DataSource(**{each.name: getattr(found, each.name) for each in fields(found)}, asked=asked[name])
+            for name, found in self.steps.align.sources.items()
+        }
+
+    @property
     def exported(self) -> Export:
-        """What the plan of an `export` says of it."""
+        """Return what compile resolved of an export."""
         assert self.export is not None
         return self.export
 
@@ -439,8 +420,8 @@ class Plan:
         steps["train"]["own"].pop("reward_model", None)
         for name in _RECOMPUTATION:
             del steps["patch"][name]
-        if self.steps.align.order:  # the digest sorts keys: of one source, or none, it stays what it was
-            steps["align"]["order"] = self.steps.align.order
+        if order := drawn_in_order(self.settings.data):  # the digest sorts keys
+            steps["align"]["order"] = order
         for source in (*steps["align"]["sources"].values(), *steps["evaluate"]["benchmarks"].values()):
             if source["sha256"] is not None:  # else its name is all that tells it from another
                 del source["path"]
@@ -452,13 +433,21 @@ class Plan:
             group: {name: to_tree(getattr(getattr(self.settings, group), name)) for name in names}
             for group, names in _DECISIVE.items()
         }
+        data = self.settings.data
+        settings["data"] |= {name: getattr(data, name) for name in _OF_VIDEOS if self.steps.pack.videos}
+        settings["data"]["sources"] = {
+            key: {name: getattr(source, name) for name in _OF_SOURCE} for key, source in data.sources.items()
+        }
         settings["method"] = to_tree(self.settings.method)
         settings["stage"]["gradient_accumulation_steps"] = micro_batches(self.settings)
         found = {"version": self.version, "verb": self.verb, "seed": self.settings.seed}
         found |= {"settings": settings, "steps": steps, "own": self.own}
         if self.export is None:
             return found
-        return found | {"export": {name: getattr(self.export, name) for name in _OF_WHAT_IS_WRITTEN}}
+        asked = self.settings.export
+        written = {name: getattr(asked, name) for name in _OF_WHAT_IS_WRITTEN}
+        written["modelfile"] = asked.modelfile and asked.format == "gguf"
+        return found | {"export": {**written, "dtype": self.export.dtype, "scores": self.export.scores}}
 
 
 def tree_of(plan: Plan) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 from factory import templates
 from factory.config.line import group_of, name_of, setting
 from factory.config.refusal import UserError, refuse
-from factory.config.settings import Quantization
+from factory.config.settings import Quantization, Source
 from factory.plan import heads
 from factory.plan.inspect.model import look_at_adapter
-from factory.plan.plan import Plan, PlannedSource, read_plan
+from factory.plan.plan import Plan, read_plan
 from factory.run.folder import RunFolder, is_mlflow_id, last_here, read_json
 from factory.stages.rm.spec import SCORE
 from factory.tracking import from_mlflow
@@ -41,7 +41,7 @@ class Saved:
     quantization: Quantization | None = None
     config_dirs: tuple[str, ...] = ()
     template: str | None = None
-    sources: Mapping[str, PlannedSource] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
     base: str | None = None
     positions: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
@@ -101,7 +101,7 @@ def _without_model(run: str, plan: Plan, made: RunFolder) -> UserError:
     """Of a run whose folder has no model: it saves none, it lost it, or it is not at its end."""
     folder = shlex.quote(str(made.path))
     if plan.verb != "train":
-        load, export = plan.steps.load, plan.export
+        load, export = plan.steps.load, plan.settings.export if plan.export else None
         of = export.dir if export else load.adapter or (load.path if load.source == "folder" else None)
         hint = f"{'what it wrote' if export else 'what it measured'}: {setting('run', of)}; " if of else ""
         return refuse(
@@ -134,7 +134,10 @@ def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
     return {
         "config_dirs": tuple(each for each in plan.config_dirs if Path(each).is_dir()),
         "template": str(model / _TEMPLATE) if templates.is_file(plan.settings.model.template) else None,
-        "sources": plan.steps.align.sources,
+        "sources": {
+            name: found.asked.model_copy(update={"path": found.path, "format": found.format})
+            for name, found in plan.sources.items()
+        },
         "base": load.path if load.source in ("folder", "gguf") else None,
         "positions": positions(plan),
     }

@@ -9,7 +9,6 @@ from typing import Any
 from factory.config import compose
 from factory.config.line import group_of, name_of, run_of
 from factory.config.refusal import refuse
-from factory.config.settings import Source
 from factory.config.values import to_tree
 from factory.inference.asked import NOT_TAKEN
 from factory.plan.saved import BEFORE, Saved, merged, saved, scores
@@ -151,11 +150,7 @@ def _away(data: dict[str, Any]) -> bool:
 
 def _catalogued(data: dict[str, Any], found: Saved) -> dict[str, Any]:
     """The sets that the run found in it, each by itself."""
-    known = set(Source.model_fields)
-    sources = {
-        name: {**dict.fromkeys(known), **{key: value for key, value in to_tree(source).items() if key in known}}
-        for name, source in found.sources.items()
-    }
+    sources = to_tree(dict(found.sources))
     return {**data, "sources": sources, "names": [], "path": None}
 
 

@@ -16,7 +16,7 @@ from factory.data.dataset import Dataset as Rows
 from factory.data.prepare import Progress
 from factory.data.record import Kind
 from factory.data.stream import Position, Stream
-from factory.plan.plan import Plan
+from factory.plan.plan import Plan, use_of
 from factory.preview import samples
 from factory.preview.samples import Dropped, Origin, Preview
 from factory.preview.samples import Reader as Tokens
@@ -85,12 +85,13 @@ def _settings(plan: Plan) -> dict[str, str]:
     steps = plan.steps
     data = plan.options.get("data") or ", ".join(steps.align.sources)  # no option is the name of several sets
     found = {"data": data, "model": plan.options.get("model") or steps.load.path}
-    for name, source in steps.align.sources.items():
-        file = Path(source.path).name if source.origin == "file" else source.path
-        found[f"set {name}"] = f"{file}, {source.format}{steps.align.told(name)}"
+    for name, source in plan.sources.items():
+        file = Path(source.path).name if source.asked.origin == "file" else source.path
+        found[f"set {name}"] = f"{file}, {source.format}{use_of(plan.settings.data, name)}"
+    template = plan.settings.model.template
     return found | {
         "stage": plan.settings.stage.name,
-        "template": "the tokenizer's own" if steps.pack.template == "auto" else steps.pack.template,
+        "template": "the tokenizer's own" if template == "auto" else template,
         "max_length": f"{steps.pack.max_length:,} tokens; longer rows: {_longer(plan)}",
         "loss": _loss(plan),
     }
@@ -98,7 +99,7 @@ def _settings(plan: Plan) -> dict[str, str]:
 
 def _longer(plan: Plan) -> str:
     pack, kind = plan.steps.pack, registry.spec("stages", plan.settings.stage.name).KIND
-    return "joined and cut, no token is lost" if pack.packing and kind == "text" else pack.truncation
+    return "joined and cut, no token is lost" if pack.packing and kind == "text" else plan.settings.data.truncation
 
 
 # what is trained of a record where nothing else is asked for
@@ -114,9 +115,9 @@ def _loss(plan: Plan) -> str:
     pack, kind = plan.steps.pack, registry.spec("stages", plan.settings.stage.name).KIND
     if samples_answers(plan):
         return "on answers that are sampled while it trains; the rows give their prompts"
-    trained = _TRAINED[kind]
+    trained, data = _TRAINED[kind], plan.settings.data
     if kind == "messages":
-        trained = "all tokens" if pack.train_on_prompt else "the last answer" if pack.mask_history else trained
+        trained = "all tokens" if data.train_on_prompt else "the last answer" if data.mask_history else trained
     if not pack.packing:
         return f"on {trained}; a row each"
     return f"on {trained}; packed{', documents isolated' if pack.isolate_documents else ''}"

@@ -11,8 +11,8 @@ from typing import Any
 
 from factory.config.refusal import refuse
 from factory.data.media import read_image, read_video
+from factory.data.media.video import Frames
 from factory.data.record import BadRow, Medium
-from factory.plan.plan import Frames
 from factory.preview import words
 from factory.preview.samples import Lengths, Preview, Sample, Side, Token, stretches
 from factory.preview.visible import NEWLINE, in_line, visible

@@ -9,7 +9,7 @@ from factory.config import registry
 from factory.config.line import said_by, setting
 from factory.config.words import program
 from factory.plan.heads import writes
-from factory.plan.plan import Plan, PlannedSource
+from factory.plan.plan import DataSource, Plan
 from factory.plan.saved import chats
 from factory.run.folder import RunFolder
 from factory.tracking.spec import shows
@@ -40,29 +40,29 @@ def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
     yield f"{factory} train --from-plan {shlex.quote(str(folder.plan))}", "the same run again"
     compared = f"method={method},{'lora' if method == 'qlora' else 'qlora'}"
     yield " ".join((factory, "-m", *said_by(plan, _OF_THE_METHOD), compared)), "compare methods"
-    if not any(starmap(_is_own, plan.steps.align.sources.items())):
+    if not any(starmap(_is_own, plan.sources.items())):
         kept = said_by(plan, _OF_THE_ROWS)
         yield " ".join((factory, *kept, "data=file data.path=YOURS.jsonl")), "your own rows"
 
 
-def _is_own(name: str, source: PlannedSource) -> bool:
+def _is_own(name: str, source: DataSource) -> bool:
     """Whether the user named its rows, and not one of our options."""
-    if source.origin == "hub":
+    if source.asked.origin == "hub":
         return name == "file"  # data=file with an origin
-    if source.origin == "function":
+    if source.asked.origin == "function":
         return not source.path.startswith("factory.")
     return not Path(source.path).is_relative_to(_PACKAGE)
 
 
 def _after_export(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
-    export = plan.exported
+    export = plan.settings.export
     if export.format == "gguf":
         if export.modelfile:
-            yield f"ollama create NAME -f {shlex.quote(str(Path(export.dir) / 'Modelfile'))}", "into Ollama"
-    elif not export.scores and chats(Path(export.dir)):
-        yield f"{program('factory')} chat {setting(_NAMED_BY[export.format], export.dir)}", "talk to it"
+            yield f"ollama create NAME -f {shlex.quote(str(export.folder / 'Modelfile'))}", "into Ollama"
+    elif not plan.exported.scores and chats(export.folder):
+        yield f"{program('factory')} chat {setting(_NAMED_BY[export.format], export.folder)}", "talk to it"
     if export.push and export.dry_run:
         # the folder as it lies: to export again would overwrite it, and with it what the repository has
         # `hf upload --private` would take a public one that is there; `create` fails where there is one
         made = f"hf repos create {export.push} --private && " if export.private else ""
-        yield f"{made}hf upload {export.push} {shlex.quote(export.dir)}", f"upload it to {export.push}"
+        yield f"{made}hf upload {export.push} {shlex.quote(str(export.folder))}", f"upload it to {export.push}"

@@ -11,7 +11,16 @@ from factory.config import registry
 from factory.config.values import to_tree
 from factory.config.words import between, counted, duration, rate, size
 from factory.execute.checks import LEVELS
-from factory.plan.plan import MEMORY_PARTS, Estimate, Export, Memory, Plan, PlannedSource, micro_batches
+from factory.plan.plan import (
+    MEMORY_PARTS,
+    VALIDATION_ROWS,
+    DataSource,
+    Estimate,
+    Memory,
+    Plan,
+    micro_batches,
+    use_of,
+)
 from factory.quantizers.checkpoint import checkpoint_quantizer
 from factory.run.advice import Change
 from factory.run.screen import WHOSE, grid
@@ -44,7 +53,7 @@ _INSTANTS = {
 def plan_panel(plan: Plan) -> Panel:
     table = grid()
     for name, text in (
-        *(_of_run(plan) if plan.export is None else _of_export(plan, plan.export)),
+        *(_of_run(plan) if plan.export is None else _of_export(plan)),
         *(("note", f"[dim]{escape(note)}[/dim]") for note in plan.notes),
         *(("warning", f"[yellow]{escape(warning)}[/yellow]") for warning in plan.warnings),
     ):
@@ -93,9 +102,8 @@ def _loaded(plan: Plan) -> str:
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    align = plan.steps.align
-    for name, source in align.sources.items():
-        file, told = escape(Path(source.path).name), align.told(name)
+    for name, source in plan.sources.items():
+        file, told = escape(Path(source.path).name), use_of(plan.settings.data, name)
         yield "align", f"{name}  {file}, format {source.format}, {_extent(source)}{told}"
     pack = plan.steps.pack
     unpacked = "a row each, nothing padded" if pack.padding_free else "a row each"
@@ -103,8 +111,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "pack", f"up to {pack.max_length:,} tokens, {packed}"
 
 
-def _extent(source: PlannedSource) -> str:
-    return "of the hub, its size is not known yet" if source.origin == "hub" else f"{source.bytes:,} bytes"
+def _extent(source: DataSource) -> str:
+    return "of the hub, its size is not known yet" if source.asked.origin == "hub" else f"{source.bytes:,} bytes"
 
 
 def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
@@ -119,8 +127,9 @@ def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
         yield "", f"[dim]rough: never measured with {', '.join(memory.uncalibrated)}[/dim]"
 
 
-def _of_export(plan: Plan, export: Export) -> Iterator[tuple[str, str]]:
-    steps, whole = plan.steps, export.format != "adapter"
+def _of_export(plan: Plan) -> Iterator[tuple[str, str]]:
+    steps, export = plan.steps, plan.settings.export
+    whole = export.format != "adapter"
     yield "load", _loaded(plan)
     if whole:
         yield "quantize", _quantization(plan)
@@ -128,8 +137,8 @@ def _of_export(plan: Plan, export: Export) -> Iterator[tuple[str, str]]:
         yield "base", {"rebuilt": "the run's own, made again", "published": "as published, not the run's own"}[own]
     if steps.load.adapter:
         yield "merge" if whole else "adapter", escape(steps.load.adapter)
-    types = export.quantization or export.dtype
-    yield "write", f"{export.format}{f', {types}' if types else ''}, about {size(export.bytes)} to {escape(export.dir)}"
+    types = ", ".join(filter(None, (export.format, export.quantization or plan.exported.dtype)))
+    yield "write", f"{types}, about {size(plan.exported.bytes)} to {escape(str(export.dir))}"
     if export.register:
         yield "register", f"{escape(export.register)} in {plan.settings.tracking.uri}"
     if export.push:
@@ -181,13 +190,13 @@ def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _measured_rows(plan: Plan) -> str:
     """Which rows of the sets `evaluate` measures, and of a part how all are."""
-    align, rows = plan.steps.align, plan.settings.evaluate.rows
+    data, rows = plan.settings.data, plan.settings.evaluate.rows
     if rows == "train":
         return WHOSE[rows]
-    if align.validation is not None:
-        return f"rows of {align.validation}, all of them"
-    share = f"{100 * align.validation_fraction:g} %, at most {align.validation_rows:,} rows"
-    return f"{WHOSE[rows]}: {share}; data.validation={next(iter(align.sources))} measures the whole set"
+    if data.validation is not None:
+        return f"rows of {data.validation}, all of them"
+    share = f"{100 * data.validation_fraction:g} %, at most {VALIDATION_ROWS:,} rows"
+    return f"{WHOSE[rows]}: {share}; data.validation={next(iter(data.sources))} measures the whole set"
 
 
 def _scoring(plan: Plan) -> Iterator[str]:

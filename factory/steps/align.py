@@ -1,15 +1,15 @@
 """Align: every data set to encoded rows in the cache. A stream's rows are read while training."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from factory.config import registry
-from factory.data.encoding import EncoderSpec, spec_of
-from factory.data.media import processor_spec
+from factory.data.encoding import EncoderSpec, encoding_of, spec_of
+from factory.data.media import frames_of, processor_spec
 from factory.data.prepare import Prepared, Progress, prepare
 from factory.execute.context import Run
-from factory.plan.plan import Align, Plan
+from factory.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,9 @@ def aligned(
     """`processor`: the files of the model's. Raises UserError where a set cannot be read or does not fit."""
     steps = plan.steps
     kind = registry.spec("stages", plan.settings.stage.name).KIND
-    own = processor_spec(steps.load.config.get("model_type", ""), processor, tokenizer, steps.pack.frames)
-    spec = spec_of(tokenizer, steps.pack, kind, own)
-    return Aligned(prepare(_ahead(steps.align), spec, plan.settings.seed, steps.train.threads, progress, stop), spec)
-
-
-def _ahead(plan: Align) -> Align:
-    """What is prepared before training."""
-    if not plan.streaming:
-        return plan
-    return replace(plan, sources={name: found for name, found in plan.sources.items() if name == plan.validation})
+    own = processor_spec(steps.load.config.get("model_type", ""), processor, tokenizer, frames_of(plan))
+    spec = spec_of(tokenizer, encoding_of(plan), kind, own)
+    data, seed = plan.settings.data, plan.settings.seed
+    # a stream's rows are read while training
+    sources = {name: found for name, found in plan.sources.items() if not data.streaming or name == data.validation}
+    return Aligned(prepare(data, sources, spec, seed, steps.train.threads, progress, stop), spec)

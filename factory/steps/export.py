@@ -36,15 +36,15 @@ _ANSWERS = (_MARK, [{"type": "text", "text": _MARK}])  # some templates of model
 
 def ready(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
     """Raises UserError for what cannot be written."""
-    plan = run.plan.exported
-    forget_the_dead(Path(plan.dir))
-    hub.check(plan)
-    if plan.scores:
+    asked = run.plan.settings.export
+    forget_the_dead(asked.folder)
+    hub.check(asked)
+    if run.plan.exported.scores:
         classifier_class(config)
     stops = ends(tokenizer)
-    known = tokens(tokenizer, run.plan.steps.patch.vocabulary, stops) if plan.format == "gguf" else None
+    known = tokens(tokenizer, run.plan.steps.patch.vocabulary, stops) if asked.format == "gguf" else None
     words = None
-    if plan.modelfile:
+    if asked.modelfile and asked.format == "gguf":
         words = modelfile.text_of(tokenizer, tokenizer.convert_ids_to_tokens(stops))
     return {"ready": Ready(known, words, stops)}
 
@@ -95,12 +95,12 @@ def merge(run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def write(run: Run, merged: Merged, tokenizer: Any, processor: dict[str, bytes], ready: Ready) -> dict[str, Any]:
-    plan, model = run.plan.exported, merged.model
+    model = merged.model
     expected = token_losses(run, model, merged.ids, mixed=False)
     told: dict[str, Any] = {}
 
     def written(aside: Path) -> None:
-        if plan.format == "gguf":
+        if run.plan.settings.export.format == "gguf":
             told.update(as_gguf(run, merged, tokenizer, ready, aside, expected))
         else:
             told.update(as_hf(run, merged, tokenizer, processor, ready, aside, expected))
@@ -116,7 +116,11 @@ def copy(run: Run, tokenizer: Any, apart: dict[str, Any] | None = None) -> dict[
     """
     from safetensors.torch import load_file, save_file
 
-    plan, adapter = run.plan.exported, Path(run.plan.steps.load.adapter or "")
+    base, dtype, adapter = (
+        run.plan.settings.export.base,
+        run.plan.exported.dtype,
+        Path(run.plan.steps.load.adapter or ""),
+    )
 
     def written(aside: Path) -> None:
         aside.mkdir(parents=True)
@@ -127,12 +131,12 @@ def copy(run: Run, tokenizer: Any, apart: dict[str, Any] | None = None) -> dict[
         if (own := base_config(adapter)).is_file():
             shutil.copytree(own.parent, base_config(aside).parent)
         said = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        if plan.base is not None:
-            said["base_model_name_or_path"] = plan.base
+        if base is not None:
+            said["base_model_name_or_path"] = base
         (aside / "adapter_config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         weights = aside / "adapter_model.safetensors"
-        if plan.dtype is not None:
-            values = {name: cast(value, plan.dtype, name) for name, value in load_file(weights).items()}
+        if dtype is not None:
+            values = {name: cast(value, dtype, name) for name, value in load_file(weights).items()}
             save_file(values, weights, metadata={"format": "pt"})
         (aside / "README.md").write_text(card.card(run.plan, apart["card"] if apart else ""), encoding="utf-8")
 
@@ -142,20 +146,21 @@ def copy(run: Run, tokenizer: Any, apart: dict[str, Any] | None = None) -> dict[
 
 def publish(run: Run, written: dict[str, Any]) -> dict[str, Any]:
     """To the hub and to MLflow, where asked; what the report says."""
-    plan, folder = run.plan.exported, Path(run.plan.exported.dir)
+    asked = run.plan.settings.export
+    folder = asked.folder
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     told = {
         "dir": str(folder),
-        "format": plan.format,
-        "dtype": plan.dtype,
-        "quantization": plan.quantization,
+        "format": asked.format,
+        "dtype": run.plan.exported.dtype,
+        "quantization": asked.quantization,
         "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
         **written,
     }
-    if plan.register:
+    if asked.register:
         from factory.export import registered
 
         told["registered"] = registered.register(run.plan, folder)
-    if plan.push:
-        told["push"] = hub.push(plan, folder)
+    if asked.push:
+        told["push"] = hub.push(asked, folder)
     return {"result": {"export": told}}

@@ -35,7 +35,7 @@ def load(run: Run) -> dict[str, Any]:
     plan = run.plan.steps.load
     torch.set_float32_matmul_precision(plan.float32_matmul)
     with source.readable(plan, allow_pickle=run.plan.settings.model.allow_pickle):
-        if run.plan.export is None or run.plan.export.format != "adapter":  # which is written without its base
+        if run.plan.export is None or run.plan.settings.export.format != "adapter":  # which is written without its base
             source.check_hub(plan, allow_pickle=run.plan.settings.model.allow_pickle)
         path = source.folder(run)
         config = AutoConfig.from_pretrained(

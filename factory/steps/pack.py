@@ -95,9 +95,8 @@ def packed(plan: Plan, aligned: Aligned, tokenizer: Any) -> Dataset:
     alone = replace(pack, packing=False)
     if plan.settings.data.streaming:
         return _streamed(plan, aligned, tokenizer, alone)
-    mixed = mix.mix(
-        {name: found.digests for name, found in aligned.sources.items()}, plan.steps.align, plan.settings.seed
-    )
+    settings = plan.settings
+    mixed = mix.mix({name: found.digests for name, found in aligned.sources.items()}, settings.data, settings.seed)
     if not len(mixed.train) and (plan.verb != "evaluate" or not len(mixed.validation)):
         raise _nothing(aligned)
     train = dataset(aligned.sources, mixed.train, pack, aligned.spec.kind)
@@ -134,7 +133,8 @@ def _digest(aligned: Aligned, mixed: Mixed) -> str:
 def _streamed(plan: Plan, aligned: Aligned, tokenizer: Any, alone: Pack) -> Dataset:
     steps, name = plan.steps, plan.settings.data.validation
     held = aligned.sources[name] if name else None
-    stream = Stream(steps.align, steps.pack, aligned.spec.kind, plan.settings.seed, Workers(aligned.spec, 1), held)
+    data, seed = plan.settings.data, plan.settings.seed
+    stream = Stream(data, plan.sources, steps.pack, aligned.spec.kind, seed, Workers(aligned.spec, 1), held)
     validation: Samples = stream.validation
     if held is not None:
         validation = dataset(aligned.sources, np.arange(len(held)), alone, aligned.spec.kind)

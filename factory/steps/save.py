@@ -151,7 +151,7 @@ def _save_base_config(run: Run, config: Any, folder: Path) -> None:
 def _card(run: Run, folder: Path) -> str:
     plan = run.plan
     named = (plan.method, plan.settings.stage.name)
-    data = ", ".join(f"{name} ({source.format})" for name, source in plan.steps.align.sources.items())
+    data = ", ".join(f"{name} ({source.format})" for name, source in plan.sources.items())
     own = (
         "- base: it was quantized without the adapter's start, so on the published one PEFT gives another "
         "model; `factory` has this one with run=…, and writes it with `factory export`\n"

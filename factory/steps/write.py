@@ -5,7 +5,8 @@ from typing import Any
 
 from factory import saved_adapter
 from factory.config.refusal import refuse
-from factory.data.media import processor_spec
+from factory.data.encoding import encoding_of
+from factory.data.media import frames_of, processor_spec
 from factory.inference.prompts import Prompts
 from factory.inference.room import OWN, Opening, Room, behind
 from factory.steps import source
@@ -45,9 +46,9 @@ def _capacity(run: Opening) -> int:
 
 
 def prompts(run: Opening, tokenizer: Any, processor: Any, stops: Any) -> Prompts:
-    pack = run.plan.steps.pack
-    own = processor_spec(run.plan.steps.load.config.get("model_type", ""), processor, tokenizer, pack.frames)
-    return Prompts(tokenizer, pack, own, stops)
+    kind = run.plan.steps.load.config.get("model_type", "")
+    own = processor_spec(kind, processor, tokenizer, frames_of(run.plan))
+    return Prompts(tokenizer, encoding_of(run.plan), own, stops)
 
 
 def with_adapters(model: Any, adapters: dict[str, str]) -> Any:

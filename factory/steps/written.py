@@ -63,7 +63,7 @@ def as_hf(
     aside: Path,
     expected: list[float],
 ) -> dict[str, Any]:
-    plan, model = run.plan.exported, merged.model
+    plan, asked, model = run.plan.exported, run.plan.settings.export, merged.model
     dtype = plan.dtype or "bfloat16"
     model.config.use_cache = True
     _say_stops(run, model, ready.stops)
@@ -72,25 +72,25 @@ def as_hf(
         model = _classifier(model, tokenizer)
     _cast_all(model, dtype)
     aside.mkdir(parents=True)
-    if plan.quantization in spec.CALIBRATED:
+    if asked.quantization in spec.CALIBRATED:
         from factory.attention.segments import with_masks
         from factory.export import calibrated
 
         steps = run.plan.steps
         with with_masks(model):
-            calibrated.write(plan, model, tokenizer, aside, steps.load.device, steps.patch.reach)
+            calibrated.write(asked, model, tokenizer, aside, steps.load.device, steps.patch.reach)
         ours = None
     else:
-        if plan.quantization is not None:
+        if asked.quantization is not None:
             model = _in_bits(run, model, dtype)
         ours = _outputs(run, model, merged.ids)
-        model.save_pretrained(aside, max_shard_size=plan.shard_size)
+        model.save_pretrained(aside, max_shard_size=asked.shard_size)
         say_dtype(aside / "config.json", dtype)
     save_tokenizer(tokenizer, aside)
     for name, content in processor.items():
         (aside / name).write_bytes(content)
     (aside / "README.md").write_text(card.card(run.plan, merged.base), encoding="utf-8")
-    if plan.check and ours is not None:
+    if asked.check and ours is not None:
         _let_go(model)
         _check_written(run, ours, _outputs(run, _read(run, aside), merged.ids), dtype)
     if plan.scores or ours is None:
@@ -269,24 +269,24 @@ def _classifier(model: Any, tokenizer: Any) -> Any:
 def as_gguf(
     run: Run, merged: Merged, tokenizer: Any, ready: Ready, aside: Path, expected: list[float]
 ) -> dict[str, Any]:
-    plan = run.plan.exported
+    asked = run.plan.settings.export
     assert ready.tokens is not None
     aside.mkdir(parents=True)
     file = aside / spec.MODEL_GGUF
-    gguf.write(file, merged.model, ready.tokens, tokenizer.chat_template, plan, name=card.base_name(run.plan))
+    gguf.write(file, merged.model, ready.tokens, tokenizer.chat_template, run.plan, name=card.base_name(run.plan))
     if ready.modelfile is not None:
         (aside / spec.MODELFILE).write_text(ready.modelfile, encoding="utf-8")
     (aside / "README.md").write_text(card.card(run.plan, merged.base), encoding="utf-8")
-    if not plan.check:
+    if not asked.check:
         return {}
     config = merged.model.config
     _let_go(merged.model)
     again = _read_gguf(run, file, config)
     told = moved(token_losses(run, again, merged.ids, mixed=False), expected)
-    if plan.quantization is None:
-        allowed, found = TOKEN_ROUNDING[plan.dtype or "float16"], told["most_nats"]
+    if asked.quantization is None:
+        allowed, found = TOKEN_ROUNDING[run.plan.exported.dtype or "float16"], told["most_nats"]
     else:
-        allowed, found = _ALLOWED.get(plan.quantization, _ALLOWED_4_BITS), told["mean_nats"]
+        allowed, found = _ALLOWED.get(asked.quantization, _ALLOWED_4_BITS), told["mean_nats"]
     detail = f"read anew, losses of single tokens differ by {told['mean_nats']:.2g} nats on average"
     if not found <= allowed:
         raise _export_unfit("export.format=gguf", detail, fix=_REPORT)

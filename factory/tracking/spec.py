@@ -128,7 +128,7 @@ def title(plan: Plan) -> str:
     model = plan.options.get("model", "")
     if plan.verb == "train":
         return f"{model} {plan.method} {plan.settings.stage.name}"
-    load, export = plan.steps.load, plan.export
+    load, export = plan.steps.load, plan.settings.export if plan.export else None
     of = (export and export.run) or load.adapter or (load.path if load.source == "folder" else None)
     return f"{plan.verb} {name_of(of) or model}"
 

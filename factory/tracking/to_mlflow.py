@@ -224,14 +224,15 @@ def _data_sets(plan: Plan) -> Iterator[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     read_for = "training" if plan.verb == "train" else "evaluation"
-    for name, source in plan.steps.align.sources.items():
+    for name, source in plan.sources.items():
         context = "validation" if name == plan.settings.data.validation else read_for
-        where = {"path": source.path, "subset": source.subset, "split": source.split, "revision": source.revision}
+        asked = source.asked
+        where = {"path": source.path, "subset": asked.subset, "split": asked.split, "revision": asked.revision}
         yield DatasetInput(
             Dataset(
                 name=name,
-                digest=(source.sha256 or source.revision or "unknown")[:36],
-                source_type={"hub": "hugging_face", "file": "local"}.get(source.origin, "code"),
+                digest=(source.sha256 or asked.revision or "unknown")[:36],
+                source_type={"hub": "hugging_face", "file": "local"}.get(asked.origin, "code"),
                 source=redacted(json.dumps(where)),
                 profile=json.dumps({"bytes": source.bytes, "format": source.format}),
             ),

@@ -258,8 +258,8 @@ def test_shares_of_the_draws_are_weights_of_the_sets(catalogue: Path) -> None:
     drawn = {"dataset": "mine,theirs", "mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"}
     found = said(catalogue, **drawn, use_cpu=True)
     assert found.missing == {}
-    align = compiled(*found.as_overrides()).steps.align
-    assert {name: source.weight for name, source in align.sources.items()} == {"mine": 0.7, "theirs": 0.3}
+    sources = compiled(*found.as_overrides()).sources
+    assert {name: source.asked.weight for name, source in sources.items()} == {"mine": 0.7, "theirs": 0.3}
     assert "draws nothing" in said(catalogue, **drawn | {"mix_strategy": "concat"}).missing["interleave_probs"]
     assert "interleave_probs" in said(catalogue, **drawn | {"interleave_probs": "0.7"}).missing
     assert "interleave_probs" in said(catalogue, **drawn | {"dataset": "mine,set v1.5"}).missing
@@ -508,7 +508,7 @@ def test_a_default_of_theirs_is_planned(given: dict[str, Any], wanted: dict[str,
     rewarded = ["stage.reward=http://127.0.0.1:9/score"] if given.get("stage") == "ppo" else []
     plan = compiled(*said(catalogue, use_cpu=True, **given).as_overrides(), *rewarded)
     steps, stage, method = plan.steps, to_tree(plan.settings.stage), to_tree(plan.settings.method)
-    found = {**to_tree(steps.align), **to_tree(steps.pack), **stage, **steps.train.own, **method}
+    found = {**to_tree(plan.settings.data), **to_tree(steps.pack), **stage, **steps.train.own, **method}
     found["learning_rate"] = plan.settings.stage.learning_rate  # not the method's, which the stage's replaces
     assert {name: found[name] for name in wanted} == wanted
 
@@ -537,7 +537,7 @@ def test_max_samples_is_of_each_set(catalogue: Path) -> None:
     }
     assert "drawn by seed" in found.noted["max_samples"]
     plan = compiled(*said(catalogue, max_samples=7, use_cpu=True).as_overrides())
-    assert (plan.settings.data.max_samples, plan.steps.align.sources["mine"].max_samples) == (None, 7)
+    assert (plan.settings.data.max_samples, plan.sources["mine"].asked.max_samples) == (None, 7)
     assert "max_samples" in said(catalogue, dataset="mine,set v1.5", max_samples=7).missing
 
 
@@ -793,7 +793,7 @@ def test_paths_of_images_start_where_they_did(catalogue: Path) -> None:
         found = said(catalogue, dataset="seen,mine", **{key: "shown"})
         assert key not in found.missing and "data.sources.mine.folder" not in found.overrides
         words = [word for word in found.as_overrides() if not word.startswith("model")]
-        sources = compiled("model=llava1.5_7b", *words, training=False).steps.align.sources
+        sources = compiled("model=llava1.5_7b", *words, training=False).settings.data.sources
         assert (sources["seen"].folder, sources["mine"].folder) == ("shown", None)
     assert "768 x 768" in found.noted["image_max_pixels"]
     assert "image_max_pixels" not in said(catalogue).noted

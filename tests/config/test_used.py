@@ -78,7 +78,7 @@ def test_a_prediction_is_an_evaluation_of_its_set(catalogue: Path) -> None:
     found = said(catalogue, PREDICT, temperature=0.5, max_new_tokens=8, top_p=0.9)
     assert found.missing.keys() == {"top_p"} and "evaluate.rows=train" in found.noted["eval_dataset"]
     plan = use.foreseen(found.verb, found.as_overrides())
-    assert plan.verb == "evaluate" and plan.steps.align.sources["asked"].max_samples == 4
+    assert plan.verb == "evaluate" and plan.sources["asked"].asked.max_samples == 4
     assert (plan.steps.pack.max_length, found.overrides["hydra.run.dir"]) == (256, "saves/predict")
     asked = plan.settings.evaluate
     assert (asked.rows, asked.perplexity, asked.batch_size) == ("train", False, 2)
@@ -108,8 +108,8 @@ def test_an_export_is_planned(here: Path) -> None:
     found = said(here, EXPORT, lora_rank=8, cutoff_len=256, infer_dtype="bfloat16", export_hub_model_id="me/it")
     assert found.missing == {} and found.same.keys() == {"export_legacy_format", "lora_rank", "cutoff_len"}
     plan = use.foreseen(found.verb, found.as_overrides())
-    assert plan.export is not None
-    assert (plan.export.dir, plan.export.shard_size, plan.export.push) == ("out/merged", 5 * 10**9, "me/it")
+    export = plan.settings.export
+    assert (export.dir, export.shard_size, export.push) == ("out/merged", 5 * 10**9, "me/it")
     assert found.overrides["hardware.device"] == "cpu" and found.overrides["export.dtype"] == "bfloat16"
 
 

@@ -7,46 +7,45 @@ from typing import Any
 
 import tiny
 
+from factory.config.settings import Data, Source
 from factory.data import read
-from factory.data.encoding import EncoderSpec, spec_of
+from factory.data.encoding import EncoderSpec, Encoding, spec_of
 from factory.data.record import Kind
-from factory.plan.plan import Align, Pack, PlannedSource
+from factory.plan.plan import DataSource
 
 
-def planned(**changes: Any) -> PlannedSource:
-    values: dict[str, Any] = {
+def planned(**changes: Any) -> DataSource:
+    asked: dict[str, Any] = {
         "origin": "file",
-        "path": "rows.jsonl",
         "subset": None,
         "split": "train",
         "revision": None,
-        "format": "alpaca",
         "columns": {},
         "tags": {},
         "folder": None,
         "max_samples": None,
         "weight": 1.0,
-        "bytes": 0,
-        "sha256": None,
     }
-    return PlannedSource(**{**values, **changes})
+    found: dict[str, Any] = {"path": "rows.jsonl", "format": "alpaca", "bytes": 0, "sha256": None}
+    own = {name: value for name, value in changes.items() if name in asked}
+    found |= {name: value for name, value in changes.items() if name not in asked}
+    return DataSource(**found, asked=Source.model_construct(**{**asked, **own}))
 
 
-def align(sources: dict[str, PlannedSource], **changes: Any) -> Align:
+def settings(sources: dict[str, DataSource], **changes: Any) -> Data:
     values: dict[str, Any] = {
-        "sources": sources,
         "mixing": "concat",
         "max_samples": None,
         "validation": None,
         "validation_fraction": 0.0,
-        "validation_rows": 200,
         "streaming": False,
         "shuffle_buffer": 1000,
     }
-    return Align(**{**values, **changes})
+    asked = {name: source.asked for name, source in sources.items()}
+    return Data.model_construct(sources=asked, **{**values, **changes})
 
 
-def pack(**changes: Any) -> Pack:
+def pack(**changes: Any) -> Encoding:
     values: dict[str, Any] = {
         "template": "auto",
         "max_length": 64,
@@ -58,9 +57,9 @@ def pack(**changes: Any) -> Pack:
         "mask_history": False,
         "reasoning": "template",
         "tools": "auto",
-        "frames": None,
+        "videos": False,
     }
-    return Pack(**{**values, **changes})
+    return Encoding(**{**values, **changes})
 
 
 def spec(kind: Kind = "messages", **changes: Any) -> EncoderSpec:
@@ -75,7 +74,7 @@ def questions(count: int, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def written(path: Path, rows: Iterable[dict[str, Any]], **changes: Any) -> PlannedSource:
+def written(path: Path, rows: Iterable[dict[str, Any]], **changes: Any) -> DataSource:
     """The rows as a jsonl file, and the source that reads it."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return planned(path=str(path), sha256=read.digest(path), **changes)

@@ -195,7 +195,7 @@ def test_a_set_of_a_catalogue_may_have_keys_of_its_own(tmp_path: Path) -> None:
     path = catalogue(tmp_path, a={"file_name": "a.json"}, b={"file_name": "a.json"})
     chosen = ("data=llamafactory", f"data.path={path}", "hardware=cpu", "data.sources.b.weight=2.5")
     plan = compiled(*chosen, "data.names=[a,b]")
-    assert [source.weight for source in plan.steps.align.sources.values()] == [1.0, 2.5]
+    assert [source.asked.weight for source in plan.sources.values()] == [1.0, 2.5]
     with pytest.raises(UserError) as caught:
         compiled(*chosen, "data.names=[a]")
     assert [each.rule for each in caught.value.refusals] == ["unknown-set"]
@@ -261,7 +261,7 @@ def test_its_sets_are_looked_at_and_align(name: str, tmp_path: Path) -> None:
     found = sources(catalogue(tmp_path, **{name: {"file_name": "set.json", **entry}}), [name])[name]
     facts = look_at_data(name, found, stage)
     assert (facts.rows, facts.peeked, facts.tools) == (1, False, name == "calls")
-    record = formats.align(next(rows(Path(facts.path))), facts.format, facts.renamed, facts.tags)
+    record = formats.align(next(rows(Path(facts.path))), facts.format, facts.source.columns, facts.source.tags)
     assert record.response
     assert (record.label is True) == (name == "labels")
     assert bool(record.rejected) == (name == "pairs")

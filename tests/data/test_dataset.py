@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planned import align, pack, questions, spec, written
+from planned import pack, questions, settings, spec, written
 
 from factory.data import formats, mix, packing, prepare
 from factory.data.dataset import IGNORED, Dataset, Example, Labelled, Pair, dataset, example
 from factory.data.encoding import EncodedRow, Tokens
 from factory.data.prepare.store import Side
 from factory.data.record import Kind
-from factory.plan.plan import PlannedSource
+from factory.plan.plan import DataSource
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "data"
 
 
-def made(sources: dict[str, PlannedSource], kind: Kind = "messages", rows: Any = None, **changes: Any) -> Dataset:
-    plan = align(sources)
-    found = prepare.prepare(plan, spec(kind, **changes), 0, 1)
+def made(sources: dict[str, DataSource], kind: Kind = "messages", rows: Any = None, **changes: Any) -> Dataset:
+    plan = settings(sources)
+    found = prepare.prepare(plan, sources, spec(kind, **changes), 0, 1)
     if rows is None:
         rows = mix.mix({name: each.digests for name, each in found.items()}, plan, 0).train
     return dataset(found, np.asarray(rows), pack(**changes), kind)

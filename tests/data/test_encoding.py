@@ -15,10 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from factory import templates
-from factory.data.encoding import EncodedRow, Encoder, EncoderSpec, Tokens, spec_of
+from factory.data.encoding import EncodedRow, Encoder, EncoderSpec, Encoding, Tokens, spec_of
 from factory.data.record import BadRow, Kind, Message, Record
 from factory.data.truncate import TooLong
-from factory.plan.plan import Pack
 
 MARKED = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
 {% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}\
@@ -36,7 +35,7 @@ THINKS = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
-def packed(**changes: Any) -> Pack:
+def packed(**changes: Any) -> Encoding:
     values: dict[str, Any] = {
         "template": "auto",
         "max_length": 4096,
@@ -48,9 +47,9 @@ def packed(**changes: Any) -> Pack:
         "mask_history": False,
         "reasoning": "template",
         "tools": "auto",
-        "frames": None,
+        "videos": False,
     }
-    return Pack(**(values | changes))
+    return Encoding(**(values | changes))
 
 
 @cache

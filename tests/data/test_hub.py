@@ -9,11 +9,11 @@ from urllib.error import URLError
 import datasets
 import pytest
 from huggingface_hub import constants
+from planned import planned
 
 from factory.config.refusal import UserError
 from factory.data import hub
 from factory.data.read import source_rows
-from factory.plan.plan import PlannedSource
 
 ROWS = [{"text": f"row {number}", "n": number} for number in range(2500)]
 
@@ -75,21 +75,7 @@ def test_a_slice_of_a_split_is_read(kept: Path) -> None:
 
 def test_a_planned_set_is_read_as_planned(kept: Path) -> None:
     datasets.Dataset.from_list(ROWS[:4]).to_parquet(kept / "test.parquet")
-    source = PlannedSource(
-        origin="hub",
-        path="me/set",
-        subset=None,
-        split="test",
-        revision=None,
-        format="text",
-        columns={},
-        tags={},
-        folder=None,
-        max_samples=None,
-        weight=1.0,
-        bytes=0,
-        sha256=None,
-    )
+    source = planned(origin="hub", path="me/set", split="test", format="text")
     assert list(source_rows(source, 1)) == list(source_rows(source, 1, streaming=True)) == ROWS[1:4]
 
 

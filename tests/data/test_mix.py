@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planned import align, planned
+from planned import planned, settings
 
 from factory.data import mix
 from factory.plan.plan import held_out_rows
@@ -24,7 +24,7 @@ def mixed(sizes: dict[str, int], seed: int = 0, **changes: Any) -> mix.Mixed:
         name, setting = key.split("__")
         own[name][setting] = changes.pop(key)
     found = {name: digests(*((name, row) for row in range(size))) for name, size in sizes.items()}
-    return mix.mix(found, align({name: planned(**own[name]) for name in sizes}, **changes), seed)
+    return mix.mix(found, settings({name: planned(**own[name]) for name in sizes}, **changes), seed)
 
 
 def accounted(found: mix.Mixed, rows: int) -> bool:
@@ -66,7 +66,7 @@ def test_every_row_is_accounted_for(first: int, second: int, fraction: float, mo
         found = mixed({"a": first, "b": second}, mixing=mixing, validation_fraction=fraction, max_samples=most)
         assert accounted(found, first + second)
         kept = min(most, first + second)
-        assert len(found.validation) == held_out_rows(kept, fraction, 200)
+        assert len(found.validation) == held_out_rows(kept, fraction)
         if mixing == "concat":
             assert found.used == len(found.train) == kept - len(found.validation)
 
@@ -89,16 +89,16 @@ def test_samples_are_drawn_by_digest_of_each_source_and_of_all() -> None:
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(0, 9))
 def test_equal_rows_are_on_the_same_side(texts: list[int], seed: int) -> None:
-    plan = align({"a": planned()}, validation_fraction=0.3)
+    plan = settings({"a": planned()}, validation_fraction=0.3)
     found = mix.mix({"a": digests(*texts)}, plan, seed)
     sides = [{texts[row] for row in part.tolist()} for part in (found.train, found.validation)]
     assert not sides[0] & sides[1]
     assert len(found.train) + len(found.validation) == len(texts)
-    assert len(found.validation) <= held_out_rows(len(texts), 0.3, 200)
+    assert len(found.validation) <= held_out_rows(len(texts), 0.3)
 
 
 def test_the_split_is_stable_under_adding_rows() -> None:
-    plan = align({"a": planned()}, validation_fraction=0.1)
+    plan = settings({"a": planned()}, validation_fraction=0.1)
     before, after = digests(*range(1000)), digests(*range(-50, 1000))
     held = set(mix.mix({"a": before}, plan, 0).validation.tolist())
     still = {row - 50 for row in mix.mix({"a": after}, plan, 0).validation.tolist()}
@@ -110,7 +110,7 @@ def test_the_split_is_stable_under_adding_rows() -> None:
 
 def test_a_source_is_held_out_whole_and_its_rows_are_trained_nowhere() -> None:
     train, held = digests("x", "y", "z", "y", "w"), digests("y", "v")
-    plan = align({"a": planned(), "b": planned()}, validation="b", validation_fraction=0.5, max_samples=2)
+    plan = settings({"a": planned(), "b": planned()}, validation="b", validation_fraction=0.5, max_samples=2)
     found = mix.mix({"a": train, "b": held}, plan, 0)
     assert found.validation.tolist() == [5, 6]
     assert found.contained == 2 and found.used == 2 and found.not_sampled == 1

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tiny
-from planned import align, pack, planned, questions, spec, written
+from planned import pack, planned, questions, settings, spec, written
 
 from factory.config.refusal import UserError
 from factory.data import formats, mix, prepare, read
@@ -27,7 +27,7 @@ from factory.data.encoding import EncoderSpec
 from factory.data.prepare import Prepared, aligning_of, store, workers
 from factory.data.prepare.workers import Workers
 from factory.data.record import BadRow
-from factory.plan.plan import PlannedSource
+from factory.plan.plan import DataSource
 
 BAD: dict[str, Any] = {"instruction": "What?", "output": 3}
 
@@ -39,11 +39,11 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "data"
 
 
-def prepared(source: PlannedSource, made: EncoderSpec | None = None, **changes: Any) -> Prepared:
-    settings: dict[str, Any] = {"at_most": None, "seed": 0, **changes}
+def prepared(source: DataSource, made: EncoderSpec | None = None, **changes: Any) -> Prepared:
+    given: dict[str, Any] = {"at_most": None, "seed": 0, **changes}
     made = made or spec()
-    with Workers(made, settings.pop("processes", 1)) as processes:
-        return prepare.prepare_source("rows", source, made, processes, **settings)
+    with Workers(made, given.pop("processes", 1)) as processes:
+        return prepare.prepare_source("rows", source, made, processes, **given)
 
 
 def rules(error: pytest.ExceptionInfo[UserError]) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_row_is_known_by_what_its_format_reads_of_it(tmp_path: Path) -> None:
     own = [{"id": at, "question": row["instruction"], "output": row["output"]} for at, row in enumerate(rows * 10)]
     named = prepared(written(tmp_path / "own.jsonl", own, columns={"instruction": "question"}))
     assert named.digests.tolist() == prepared(written(tmp_path / "rows.jsonl", rows)).digests.tolist() * 10
-    mixed = mix.mix({"rows": named.digests}, align({"rows": planned()}, validation_fraction=0.1), 0)
+    mixed = mix.mix({"rows": named.digests}, settings({"rows": planned()}, validation_fraction=0.1), 0)
     assert len(mixed.validation) == 30 and set(mixed.validation % 30).isdisjoint(mixed.train % 30)
 
 
@@ -162,7 +162,8 @@ def test_a_second_run_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(read, "source_rows", never)
     monkeypatch.setattr(EncoderSpec, "encoder", never)
     assert same(first, prepared(source))
-    moved = dataclasses.replace(source, path="/elsewhere/rows.jsonl", weight=3.0, max_samples=7, bytes=1)
+    asked = source.asked.model_copy(update={"weight": 3.0, "max_samples": 7})
+    moved = dataclasses.replace(source, path="/elsewhere/rows.jsonl", bytes=1, asked=asked)
     assert same(first, prepared(moved))
 
 
@@ -220,7 +221,7 @@ def test_many_rows_of_a_function_are_known_by_themselves_and_not_by_its_code(
 def test_the_key_is_of_all_that_a_source_decides(change: dict[str, Any]) -> None:
     before = planned(sha256="1" * 64)
     made = spec()
-    assert prepare.key(before, made, None, 0) != prepare.key(dataclasses.replace(before, **change), made, None, 0)
+    assert prepare.key(before, made, None, 0) != prepare.key(planned(**{"sha256": "1" * 64, **change}), made, None, 0)
 
 
 def test_the_key_is_of_the_tokenizer_the_settings_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +328,7 @@ def test_two_at_once_make_it_once(tmp_path: Path, kept: Path, monkeypatch: pytes
     reading, found = list[str](), list[Prepared]()
     original = read.source_rows
 
-    def slowly(source: PlannedSource) -> Iterator[read.Row]:
+    def slowly(source: DataSource) -> Iterator[read.Row]:
         reading.append(source.path)
         time.sleep(0.3)
         yield from original(source)
@@ -415,7 +416,7 @@ def test_a_format_whose_texts_are_empty_may_be_right(tmp_path: Path) -> None:
 def test_a_format_that_no_row_fits_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
 
-    def endless(source: PlannedSource) -> Iterator[read.Row]:
+    def endless(source: DataSource) -> Iterator[read.Row]:
         for number in range(1_000_000):
             asked.append(number)
             yield BAD
@@ -433,7 +434,7 @@ def test_a_format_that_no_row_fits_is_refused_early(tmp_path: Path, monkeypatch:
 def test_a_template_that_takes_no_row_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
 
-    def endless(source: PlannedSource) -> Iterator[read.Row]:
+    def endless(source: DataSource) -> Iterator[read.Row]:
         for number in range(1_000_000):
             asked.append(number)
             yield {"instruction": f"Say {number}.", "output": "It is said."}
@@ -459,7 +460,7 @@ def test_a_sample_is_the_same_as_from_all_rows(tmp_path: Path, at_most: int) -> 
     rows = questions(2500)
     rows[::7] = [BAD] * len(rows[::7])
     source = written(tmp_path / "rows.jsonl", rows, max_samples=at_most)
-    plan, whole, some = align({"rows": source}), prepared(source), prepared(source, at_most=at_most, seed=3)
+    plan, whole, some = settings({"rows": source}), prepared(source), prepared(source, at_most=at_most, seed=3)
     (one, other) = (mix.mix({"rows": found.digests}, plan, 3) for found in (whole, some))
     assert whole.rows[one.train].tolist() == some.rows[other.train].tolist()
     assert len(one.train) == at_most
@@ -483,14 +484,13 @@ def test_a_sample_beside_a_held_out_set_is_the_same_as_from_all_rows(
     rows, seed, most = questions(5000), 3, 100
     order = np.argsort(mix.ranks(mix.words([mix.digest(row) for row in rows]), seed, "sample"))
     held = written(tmp_path / "held.jsonl", [rows[at] for at in order[:most]], max_samples=among)
-    plan = align(
-        {"all": written(tmp_path / "rows.jsonl", rows, **own), "held": held}, validation="held", max_samples=most
-    )
-    found = prepare.prepare(plan, spec(), seed, 1)
+    sources = {"all": written(tmp_path / "rows.jsonl", rows, **own), "held": held}
+    plan = settings(sources, validation="held", max_samples=most)
+    found = prepare.prepare(plan, sources, spec(), seed, 1)
     assert [*found] == ["all", "held"]
     some, whole = (
         mix.mix({"all": each.digests, "held": found["held"].digests}, plan, seed)
-        for each in (found["all"], prepared(plan.sources["all"]))
+        for each in (found["all"], prepared(sources["all"]))
     )
     first = among or most
     wanted = order[first : min(first + most, own.get("max_samples", 5000))]
@@ -511,11 +511,13 @@ def test_processes_change_nothing(tmp_path: Path, kept: Path, monkeypatch: pytes
     rows[3] = rows[2400] = BAD
     rows[2000] = {"instruction": "a " * 200, "output": "b"}
     source = written(tmp_path / "rows.jsonl", rows)
-    plan = align({"one": source, "two": dataclasses.replace(source, max_samples=100)})
-    alone = prepare.prepare(plan, spec(), 0, 1)
+    two = dataclasses.replace(source, asked=source.asked.model_copy(update={"max_samples": 100}))
+    sources = {"one": source, "two": two}
+    plan = settings(sources)
+    alone = prepare.prepare(plan, sources, spec(), 0, 1)
     kept.rename(kept.with_name("others"))
     done = list[int]()
-    several = prepare.prepare(plan, spec(), 0, 2, progress=done.append)
+    several = prepare.prepare(plan, sources, spec(), 0, 2, progress=done.append)
     assert same(alone["one"], several["one"])
     trained = [mix.mix({name: each.digests for name, each in found.items()}, plan, 0) for found in (alone, several)]
     # which rows were encoded in vain depends on how fast they came, which are trained does not

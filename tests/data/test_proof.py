@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from planned import align, pack, questions, written
+from planned import pack, questions, settings, written
 from test_encoding import bytes_of, pieces_of
 
 from factory import templates
@@ -17,7 +17,7 @@ from factory.data import prepare, proof
 from factory.data.encoding import Encoder, spec_of
 from factory.data.prepare.store import Prepared, Side
 from factory.data.record import Kind
-from factory.plan.plan import PlannedSource
+from factory.plan.plan import DataSource
 
 MARKED: dict[str, Any] = {
     "messages": [
@@ -50,13 +50,14 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def verdict(
-    source: PlannedSource, seed: int = 0, *, tokenizer: Any = None, kind: Kind = "messages", **packs: Any
+    source: DataSource, seed: int = 0, *, tokenizer: Any = None, kind: Kind = "messages", **packs: Any
 ) -> tuple[bool, str]:
     """Of the mask."""
-    plan: Any = SimpleNamespace(steps=SimpleNamespace(align=align({"a": source})), seed=seed)
+    sources = {"a": source}
+    plan: Any = SimpleNamespace(sources=sources, settings=SimpleNamespace(seed=seed))
     tokenizer = tokenizer or tiny.tokenizer()
     made = spec_of(tokenizer, pack(**packs), kind)
-    found = proof.loss_mask(plan, prepare.prepare(plan.steps.align, made, seed, 1), made, tokenizer)
+    found = proof.loss_mask(plan, prepare.prepare(settings(sources), sources, made, seed, 1), made, tokenizer)
     verdicts = {name: (passed, detail) for name, passed, detail in found}
     assert verdicts["template"][0]
     return verdicts["loss_mask"]

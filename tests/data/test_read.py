@@ -19,12 +19,13 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planned import planned
 
 from factory.config.refusal import UserError
 from factory.data import function
 from factory.data.formats import FORMATS, BadRow, Record, align
 from factory.data.read import Broken, Mended, digest, files, objects, rows, sample, source_digest, source_rows
-from factory.plan.plan import PlannedSource
+from factory.plan.plan import DataSource
 
 A, B = {"text": "one"}, {"text": "zwei ü"}
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (A, B)).encode()
@@ -552,37 +553,23 @@ def test_a_sample_says_how_much_of_the_file_it_took(tmp_path: Path) -> None:
 
 def test_a_planned_file_is_read_from_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
-    assert list(source_rows(planned("file", str(tmp_path / "a.jsonl")), 1)) == [B]
+    assert list(source_rows(_planned("file", str(tmp_path / "a.jsonl")), 1)) == [B]
 
 
 def test_a_planned_sources_digest_is_of_what_it_holds_now(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (here / "a.jsonl").write_bytes(LINES)
-    assert source_digest(planned("file", "a.jsonl")) == digest(here / "a.jsonl")
-    assert source_digest(planned("hub", "me/set")) is None
+    assert source_digest(_planned("file", "a.jsonl")) == digest(here / "a.jsonl")
+    assert source_digest(_planned("hub", "me/set")) is None
     (here / "digested_rows.py").write_text("def rows():\n    return [{'text': 'a'}]\n")
-    assert source_digest(planned("function", "digested_rows:rows")) == function.look("digested_rows:rows").sha256
+    assert source_digest(_planned("function", "digested_rows:rows")) == function.look("digested_rows:rows").sha256
     (here / "a.jsonl").unlink()
     with pytest.raises(UserError, match=r"path=a.jsonl: it is gone"):
-        source_digest(planned("file", "a.jsonl"))
+        source_digest(_planned("file", "a.jsonl"))
 
 
-def planned(origin: Any, path: str) -> PlannedSource:
-    return PlannedSource(
-        origin=origin,
-        path=path,
-        subset=None,
-        split="train",
-        revision=None,
-        format="text",
-        columns={},
-        tags={},
-        folder=None,
-        max_samples=None,
-        weight=1.0,
-        bytes=0,
-        sha256=None,
-    )
+def _planned(origin: str, path: str) -> DataSource:
+    return planned(origin=origin, path=path, format="text")
 
 
 SEED = (

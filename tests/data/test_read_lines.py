@@ -4,7 +4,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from planned import align, pack, planned, questions, spec
+from planned import pack, planned, questions, settings, spec
 
 from factory.data.prepare.workers import Workers
 from factory.data.stream import Position, Stream
@@ -17,8 +17,8 @@ def test_broken_lines_of_a_stream_are_counted_and_it_resumes_after_them(tmp_path
     sources = {"rows": planned(path=str(tmp_path / "rows.jsonl"))}
 
     def streamed() -> Stream:
-        plan = align(sources, streaming=True, shuffle_buffer=16)
-        return Stream(plan, pack(), "messages", 0, Workers(spec(), 1))
+        plan = settings(sources, streaming=True, shuffle_buffer=16)
+        return Stream(plan, sources, pack(), "messages", 0, Workers(spec(), 1))
 
     found = list(islice(streamed().samples(), 37))
     counts = found[-1][1].read

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.data.media.audio import read_audio
-from factory.data.media.video import chosen, read_video
+from factory.data.media.video import Frames, chosen, read_video
 from factory.data.record import BadRow
-from factory.plan.plan import Frames
 
 ALL = Frames(fps=None, most=20)
 RATE = 10

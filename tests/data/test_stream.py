@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
-from planned import align, pack, questions, spec, written
+from planned import pack, questions, settings, spec, written
 
 from factory.config.refusal import UserError
 from factory.data import mix, prepare
@@ -16,7 +16,7 @@ from factory.data.dataset import IGNORED, Example, Labelled, Pair, Sample
 from factory.data.prepare.workers import Workers
 from factory.data.record import Kind
 from factory.data.stream import Position, Stream
-from factory.plan.plan import PlannedSource, held_out_rows
+from factory.plan.plan import DataSource, held_out_rows
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def streamed(
-    sources: dict[str, PlannedSource],
+    sources: dict[str, DataSource],
     kind: Kind = "messages",
     seed: int = 0,
     packs: dict[str, Any] | None = None,
@@ -33,7 +33,7 @@ def streamed(
 ) -> Stream:
     packs = packs or {}
     plan = {"streaming": True, "shuffle_buffer": 16, **plan}
-    return Stream(align(sources, **plan), pack(**packs), kind, seed, Workers(spec(kind, **packs), 1))
+    return Stream(settings(sources, **plan), sources, pack(**packs), kind, seed, Workers(spec(kind, **packs), 1))
 
 
 def texts(samples: list[Sample]) -> list[str]:
@@ -77,7 +77,7 @@ def test_an_epoch_has_every_row_once_and_the_next_one_another_order(tmp_path: Pa
     assert texts(epoch(streamed({"a": source}, seed=1))[0]) != texts(first)
 
 
-def sources(tmp_path: Path, **changes: Any) -> dict[str, PlannedSource]:
+def sources(tmp_path: Path, **changes: Any) -> dict[str, DataSource]:
     return {
         "a": written(tmp_path / "a.jsonl", questions(45), weight=2.0, **changes),
         "b": written(tmp_path / "b.jsonl", [*questions(20, first=100), {"instruction": "", "output": "?"}]),
@@ -143,7 +143,7 @@ def test_rows_that_are_held_out_are_never_trained(tmp_path: Path) -> None:
     source = written(tmp_path / "a.jsonl", [row | {"id": number} for number, row in enumerate(rows)])
     stream = streamed({"a": source}, validation_fraction=0.25, shuffle_buffer=20)
     held = texts(stream.validation)
-    assert len(held) == held_out_rows(20, 0.25, 200) == 5
+    assert len(held) == held_out_rows(20, 0.25) == 5
     assert set(held) < set(outputs(rows[:20]))
     ranks = mix.ranks(mix.words([mix.digest(row) for row in rows[:20]]), 0, "hold out")
     assert set(held) == {rows[at]["output"] for at in ranks.argsort()[:5].tolist()}
@@ -163,17 +163,17 @@ def test_what_is_held_out_is_not_packed(kind: Kind, tmp_path: Path) -> None:
     packs = {"isolate_documents": kind == "messages", "max_length": 128}
     stream = streamed({"a": source}, kind, packs={"packing": True, **packs}, **plan)
     alone = streamed({"a": source}, kind, packs={"packing": False, **packs, "max_length": 10_000}, **plan)
-    assert stream.validation == alone.validation and len(stream.validation) == held_out_rows(20, 0.5, 200)
+    assert stream.validation == alone.validation and len(stream.validation) == held_out_rows(20, 0.5)
     assert len(epoch(stream)[0]) < 20 - len(stream.validation)
 
 
 def test_a_source_can_be_held_out_whole(tmp_path: Path) -> None:
     found = {"a": written(tmp_path / "a.jsonl", questions(30)), "b": written(tmp_path / "b.jsonl", questions(5, 3))}
-    plan = align(found, validation="b", streaming=True, shuffle_buffer=8)
+    plan = settings(found, validation="b", streaming=True, shuffle_buffer=8)
     made = spec()
     with Workers(made, 1) as workers:
         held = prepare.prepare_source("b", found["b"], made, workers, at_most=None, seed=0)
-        trained, _ = epoch(Stream(plan, pack(), "messages", 0, workers, held))
+        trained, _ = epoch(Stream(plan, found, pack(), "messages", 0, workers, held))
     assert sorted(texts(trained)) == sorted(outputs([*questions(3), *questions(22, 8)]))
 
 

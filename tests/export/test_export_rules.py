@@ -289,7 +289,8 @@ def test_a_plan_of_an_export_is_a_file(here: Path, tiny_model: Path) -> None:
     Path("plan.yaml").write_text(to_yaml(made))
     assert read_plan(Path("plan.yaml")) == made and made.export is not None
     assert made.export.dtype == "float32" and made.export.bytes > 4 * 51_360
-    elsewhere = replace(made, export=replace(made.export, dir="elsewhere", push="me/mine"))
+    changed = made.settings.export.model_copy(update={"dir": "elsewhere", "push": "me/mine"})
+    elsewhere = made.with_settings(export=changed)
     assert elsewhere.digest() == made.digest()
     assert replace(made, export=replace(made.export, dtype="float16")).digest() != made.digest()
 
@@ -307,9 +308,9 @@ KEYS = {
 
 def test_a_key_changes_the_plan(here: Path, tiny_model: Path) -> None:
     base = (f"model.path={tiny_model}", "export.dir=out")
-    ours = planned(*base).export
+    ours = planned(*base).settings.export
     for word, name in KEYS.items():
-        assert getattr(ours, name) != getattr(planned(*base, word).export, name), word
+        assert getattr(ours, name) != getattr(planned(*base, word).settings.export, name), word
 
 
 def test_the_keys_of_an_adapter_and_of_a_modelfile(execute: Callable[..., Any], here: Path) -> None:
@@ -390,7 +391,8 @@ def test_a_card_names_the_classes_that_read_the_model(kind: str, here: Path, tin
     assert f'model = {model}.from_pretrained("THIS_FOLDER"' in told
     (here / "adapter_config.json").write_text("{}")
     made = replace(made, steps=replace(made.steps, load=replace(load, adapter=str(here))))
-    told = card.card(replace(made, export=replace(made.exported, format="adapter")))
+    adapter = made.settings.export.model_copy(update={"format": "adapter"})
+    told = card.card(made.with_settings(export=adapter))
     assert f'base = {model}.from_pretrained("THE_BASE")' in told and f"import {model}\n" in told
 
 
@@ -460,7 +462,7 @@ def test_a_repository_that_is_there_is_as_private_as_is_said(
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     monkeypatch.setattr(FakeApi, "did", [])
     words = (f"model.path={tiny_model}", "export.dir=out", "export.push=me/mine", f"export.private={private}".lower())
-    plan = planned(*words).exported
+    plan = planned(*words).settings.export
     monkeypatch.setattr(FakeApi, "exists", True)
     monkeypatch.setattr(FakeApi, "private", not private)
     for asks in (hub.check, partial(hub.push, folder=here)):
@@ -478,7 +480,7 @@ def test_a_hub_that_goes_away_is_told(
     machine(hub_token=True)
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     monkeypatch.setattr(FakeApi, "did", [])
-    plan = planned(f"model.path={tiny_model}", "export.dir=out", "export.push=me/mine").exported
+    plan = planned(f"model.path={tiny_model}", "export.dir=out", "export.push=me/mine").settings.export
     assert lost() and not any(issubclass(error, OSError) for error in lost())
     for error in lost():
 

@@ -13,13 +13,13 @@ import fuzz_files
 import tiny
 from conftest import compiled
 
-from factory.data.encoding import spec_of
+from factory.data.encoding import encoding_of, spec_of
 from factory.data.formats import FORMATS
 from factory.data.media import read_image, read_video
 from factory.data.media.audio import read_audio
+from factory.data.media.video import Frames
 from factory.data.prepare.workers import Aligning, Block, encode
 from factory.data.record import BadRow, Kind
-from factory.plan.plan import Frames
 from fuzz.mutation import EXTREMES, changed, twisted
 
 _CALL = {"name": "look_up", "arguments": {"x": 1}}
@@ -55,7 +55,7 @@ _SEEDS: list[dict[str, Any]] = [
 def opened(folder: Path) -> Callable[[random.Random], str]:
     model = tiny.save(folder / "llama")
     plan = compiled(f"model.path={model}", "hardware=cpu", "tracking=none", "data.max_samples=8")
-    encoders = {kind: spec_of(tiny.tokenizer(), plan.steps.pack, kind).encoder for kind in get_args(Kind)}
+    encoders = {kind: spec_of(tiny.tokenizer(), encoding_of(plan), kind).encoder for kind in get_args(Kind)}
     encoders["prompts"] = encoders["messages"]
     files = {kind: whole() for kind, (whole, _) in _READ.items()}
     os.mkfifo(folder / "pipe")

@@ -3,35 +3,32 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import compiled
 
-from factory.config import compose
+from factory.config import compose, settings
 from factory.data import hub
 from factory.plan.plan import Export
 from factory.run.folder import RunFolder
 from factory.run.next_commands import next_commands
 
-EXPORT = Export(
-    dir="my models/one",
-    format="hf",
-    dtype="bfloat16",
-    quantization=None,
-    calibration=None,
-    shard_size=10**9,
-    modelfile=True,
-    base=None,
-    overwrite=False,
-    check=True,
-    push=None,
-    private=True,
-    dry_run=False,
-    register=None,
-    run=None,
-    scores=False,
-    bytes=1,
-)
+ASKED: dict[str, Any] = {
+    "dir": "my models/one",
+    "format": "hf",
+    "modelfile": True,
+    "push": None,
+    "private": True,
+    "dry_run": False,
+}
+
+
+def _exported(*, scores: bool = False, **changes: Any) -> list[list[str]]:
+    plan = compiled("hardware=cpu", training=False)
+    plan = plan.with_settings(verb="export", export=settings.Export.model_construct(**{**ASKED, **changes}))
+    plan = replace(plan, export=Export(dtype="bfloat16", scores=scores, bytes=1))
+    return _commands(next_commands(plan, RunFolder("outputs/x")))
 
 
 def _commands(text: str) -> list[list[str]]:
@@ -63,10 +60,7 @@ def test_what_is_offered_is_read_whatever_the_folder_is_called(name: str, here: 
     assert compose.compose(compose.parse(export[-1:])).tree["export"]["dir"] == f"exports/{name}"
     (here / name).mkdir()
     (here / name / "chat_template.jinja").write_text("")
-    exported = replace(
-        compiled("hardware=cpu", training=False).with_settings(verb="export"), export=replace(EXPORT, dir=name)
-    )
-    ((*_, chat),) = _commands(next_commands(exported, RunFolder("outputs/x")))
+    ((*_, chat),) = _exported(dir=name)
     assert compose.compose(compose.parse([chat])).tree["model"]["path"] == name
 
 
@@ -121,26 +115,21 @@ def test_rows_of_ones_own_need_no_file(given: tuple[str, ...], here: Path, monke
 
 
 def test_after_an_export(here: Path) -> None:
-    plan = compiled("hardware=cpu", training=False).with_settings(verb="export")
-
-    def told(export: Export) -> list[list[str]]:
-        return _commands(next_commands(replace(plan, export=export), RunFolder("outputs/x")))
-
-    assert told(EXPORT) == []  # without a chat template nobody can talk to it
-    Path(EXPORT.dir).mkdir(parents=True)
-    (Path(EXPORT.dir) / "chat_template.jinja").touch()
-    ((*_, verb, path),) = told(EXPORT)
+    assert _exported() == []  # without a chat template nobody can talk to it
+    Path(ASKED["dir"]).mkdir(parents=True)
+    (Path(ASKED["dir"]) / "chat_template.jinja").touch()
+    ((*_, verb, path),) = _exported()
     assert (verb, path) == ("chat", "model.path=my models/one")
-    ((*_, verb, path),) = told(replace(EXPORT, format="adapter"))
+    ((*_, verb, path),) = _exported(format="adapter")
     assert (verb, path) == ("chat", "run=my models/one")
-    assert told(replace(EXPORT, format="adapter", scores=True)) == []
-    ((*start, file),) = told(replace(EXPORT, format="gguf"))
+    assert _exported(format="adapter", scores=True) == []
+    ((*start, file),) = _exported(format="gguf")
     assert start == ["ollama", "create", "NAME", "-f"] and file == "my models/one/Modelfile"
-    assert told(replace(EXPORT, format="gguf", modelfile=False)) == told(replace(EXPORT, scores=True)) == []
-    (*_, upload) = told(replace(EXPORT, push="me/it", dry_run=True))
+    assert _exported(format="gguf", modelfile=False) == _exported(scores=True) == []
+    (*_, upload) = _exported(push="me/it", dry_run=True)
     made = ["hf", "repos", "create", "me/it", "--private", "&&"]  # which fails where there is one, maybe a public one
     assert upload == [*made, "hf", "upload", "me/it", "my models/one"]
-    (*_, upload) = told(replace(EXPORT, push="me/it", dry_run=True, private=False))
+    (*_, upload) = _exported(push="me/it", dry_run=True, private=False)
     assert upload == ["hf", "upload", "me/it", "my models/one"]
 
 

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from factory.data import batches
 from factory.data.dataset import IGNORED, Example
-from factory.data.encoding import EncodedRow, spec_of
+from factory.data.encoding import EncodedRow, Encoding, spec_of
 from factory.data.media import Inputs, processor_spec
+from factory.data.media.video import Frames
 from factory.data.record import BadRow, Medium, Message, Record
 from factory.losses import causal_lm
 from factory.methods.parts import part_of
-from factory.plan.plan import Frames, Pack
 from factory.steps.load import read_processor
 
 SIZES = {"wide": (40, 24), "square": (24, 24), "tall": (12, 30)}
@@ -58,10 +58,10 @@ def seen_of(kind: str) -> Frames:
     return Frames(fps=None, most=4) if kind == "llava_onevision" else Frames(fps=2.0, most=128)
 
 
-def pack(**changes: Any) -> Pack:
+def pack(**changes: Any) -> Encoding:
     values: dict[str, Any] = {"template": "auto", "max_length": 1024, "truncation": "drop", "packing": False}
     values |= {"isolate_documents": False, "padding_free": False, "train_on_prompt": False, "mask_history": False}
-    return Pack(**(values | {"reasoning": "template", "tools": "auto", "frames": None} | changes))
+    return Encoding(**(values | {"reasoning": "template", "tools": "auto", "videos": False} | changes))
 
 
 def record(turns: tuple[str, ...], images: tuple[str, ...] = (), videos: tuple[str, ...] = ()) -> Record:

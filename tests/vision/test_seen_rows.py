@@ -22,8 +22,8 @@ from factory.data import batches
 from factory.data.dataset import IGNORED, Labelled, Pair
 from factory.data.encoding import spec_of
 from factory.data.media import Inputs, Processor, processor, processor_spec
+from factory.data.media.video import Frames
 from factory.data.record import BadRow, Medium, Message, Record
-from factory.plan.plan import Frames
 from factory.steps.load import read_processor, read_tokenizer
 
 KIND = "qwen2_vl"
@@ -143,18 +143,19 @@ def test_a_template_that_knows_nothing_of_images_has_them_as_the_models_own_writ
 
 def test_a_spec_is_sent_to_a_worker_and_hashed(folder: Path, image: Any) -> None:
     """Another setting of the processor makes other rows."""
+    from factory.config.settings import Source
     from factory.data import prepare
-    from factory.plan.plan import PlannedSource
+    from factory.plan.plan import DataSource
 
     tokenizer, files = known(folder), read_processor(str(folder), None)
     other = files | {"preprocessor_config.json": files["preprocessor_config.json"].replace(b"256", b"128")}
     one, same, changed = (
         spec_of(tokenizer, pack(), "messages", processor_spec(KIND, each, tokenizer)) for each in (files, files, other)
     )
-    source = PlannedSource(
-        origin="file", path="a.jsonl", subset=None, split="train", revision=None, format="messages", columns={},
-        tags={}, folder=None, max_samples=None, weight=1.0, bytes=1, sha256="a",
-    )  # fmt: skip
+    asked = Source.model_construct(
+        origin="file", columns={}, tags={}, folder=None, subset=None, split="", revision=None
+    )
+    source = DataSource(path="a.jsonl", format="messages", bytes=1, sha256="a", asked=asked)
     keys = [prepare.key(source, spec, None, 0) for spec in (one, same, changed)]
     assert keys[0] == keys[1] != keys[2]
     sent = pickle.loads(pickle.dumps(one))

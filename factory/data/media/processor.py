@@ -14,9 +14,9 @@ from factory.config.refusal import UserError, refuse
 from factory.data.files import decoded, encoded, saved, write
 from factory.data.media.audio import read_audio
 from factory.data.media.read import read_image
-from factory.data.media.video import Video, read_video
+from factory.data.media.video import Frames, Video, read_video
 from factory.data.record import BadRow, Medium
-from factory.plan.plan import Frames
+from factory.plan.plan import Compiled
 
 _processor_unknown = partial(
     refuse,
@@ -67,6 +67,12 @@ class ProcessorSpec:
 
 
 _TOKENIZER = "tokenizer.json"
+
+
+def frames_of(plan: Compiled) -> Frames | None:
+    """Return what is seen of a video; None: the model takes none."""
+    data = plan.settings.data
+    return Frames(fps=data.video_fps, most=data.video_frames) if plan.steps.pack.videos else None
 
 
 def processor_spec(

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from factory.data.media.read import UNREADABLE, container, decodable, opened, too_large
 from factory.data.record import BadRow
-from factory.plan.plan import Frames
 
 MOST_OF_ALL = 2**30  # pixels of the frames that are seen, 3 GiB of them: 128 of 3840 x 2160
 
@@ -36,6 +35,14 @@ class Video:
             duration=self.count / self.rate,
             frames_indices=list(self.numbers),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """What is seen of a video: `fps` frames a second, at most `most`; without `fps` so many, evenly."""
+
+    fps: float | None
+    most: int
 
 
 def read_video(place: str, frames: Frames) -> Video:

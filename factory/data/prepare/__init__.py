@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ import numpy as np
 import factory
 from factory import cache as cache_folder
 from factory.config.refusal import refuse
+from factory.config.settings import Data
 from factory.data import function, mix, read
 from factory.data.encoding import EncoderSpec
 from factory.data.known import code
@@ -25,7 +27,7 @@ from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
 from factory.data.prepare.workers import BLOCK_ROWS, Aligning, Bad, Block, Encoded, Workers, blocks
 from factory.data.record import EMPTY, TEMPLATE
-from factory.plan.plan import Align, PlannedSource
+from factory.plan.plan import DataSource
 
 __all__ = ["Prepared", "Progress", "aligning_of", "key", "prepare", "prepare_source", "refuse_wrong_format"]
 
@@ -41,7 +43,8 @@ _VERSIONS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
 
 
 def prepare(
-    align: Align,
+    data: Data,
+    sources: Mapping[str, DataSource],
     spec: EncoderSpec,
     seed: int,
     processes: int,
@@ -52,12 +55,12 @@ def prepare(
     found: dict[str, Prepared] = {}
     with Workers(spec, processes) as workers:
         # the one that is held out first: its rows are none of the others
-        for name in sorted(align.sources, key=lambda name: name != align.validation):
+        for name in sorted(sources, key=lambda name: name != data.validation):
             before = sum(each.counts["rows"] for each in found.values())
-            at_most, held = _at_most(align, name, found, seed)
+            at_most, held = _at_most(data, name, found, seed)
             found[name] = prepare_source(
                 name,
-                align.sources[name],
+                sources[name],
                 spec,
                 workers,
                 at_most=at_most,
@@ -66,26 +69,26 @@ def prepare(
                 progress=lambda done, before=before: progress(before + done),
                 stop=stop,
             )
-    return {name: found[name] for name in align.sources}
+    return {name: found[name] for name in sources}
 
 
-def _at_most(align: Align, name: str, found: dict[str, Prepared], seed: int) -> tuple[int | None, Ranks]:
+def _at_most(data: Data, name: str, found: dict[str, Prepared], seed: int) -> tuple[int | None, Ranks]:
     """How many rows of this source can be of use, and the ranks of those that do not count among them.
 
     Its own bound is of all its rows, that of all sources together of what is not held out.
     """
-    own, together = align.sources[name].max_samples, align.max_samples
-    if together is None or name == align.validation or (own is not None and own <= together):
+    own, together = data.sources[name].max_samples, data.max_samples
+    if together is None or name == data.validation or (own is not None and own <= together):
         return own, _NONE
-    if align.validation is None:
+    if data.validation is None:
         return together, _NONE
-    held = mix.ranks(found[align.validation].digests, seed, "sample")
-    return together, np.sort(held)[: align.sources[align.validation].max_samples]
+    held = mix.ranks(found[data.validation].digests, seed, "sample")
+    return together, np.sort(held)[: data.sources[data.validation].max_samples]
 
 
 def prepare_source(
     name: str,
-    source: PlannedSource,
+    source: DataSource,
     spec: EncoderSpec,
     workers: Workers,
     *,
@@ -99,7 +102,7 @@ def prepare_source(
 
     Rows of the ranks `held` are not counted.
     """
-    if source.origin == "function":
+    if source.asked.origin == "function":
         source = replace(source, sha256=_sum_of_all(source, stop))
     target = cache_folder.folder() / "data" / key(source, spec, at_most, seed, held)
     with store.reading(target):
@@ -113,7 +116,7 @@ def prepare_source(
 
 def _make(
     name: str,
-    source: PlannedSource,
+    source: DataSource,
     workers: Workers,
     tally: "_Tally",
     seed: int,
@@ -124,7 +127,7 @@ def _make(
 ) -> None:
     writer, files, given = store.Writer(aside), set[str](), function.Sum()
     rows = read.source_rows(source)
-    if source.origin == "function":
+    if source.asked.origin == "function":
         rows = given.of(rows)
 
     def wanted() -> Iterator[Block]:
@@ -141,7 +144,7 @@ def _make(
                     writer.write(batch)
             progress(tally.rows)
         counts = tally.counts()
-        if source.origin == "file" and source.sha256 and read.digest(Path(source.path)) != source.sha256:
+        if source.asked.origin == "file" and source.sha256 and read.digest(Path(source.path)) != source.sha256:
             raise refuse(
                 "data-changed",
                 f"data.sources.{name}.path={source.path}",
@@ -149,7 +152,7 @@ def _make(
                 because="what was read of it is neither the old content nor the new",
                 fix="let whatever writes it finish, then run again",
             )
-        if source.origin == "function" and given.hexdigest() != source.sha256:
+        if source.asked.origin == "function" and given.hexdigest() != source.sha256:
             wrong = "it was called twice, and gave other rows the second time"
             raise refuse(
                 "function-unsteady",
@@ -170,7 +173,7 @@ def _make(
         writer.abandon()
 
 
-def _sum_of_all(source: PlannedSource, stop: Callable[[], None]) -> str:
+def _sum_of_all(source: DataSource, stop: Callable[[], None]) -> str:
     """Of all that a function gives now: its code does not tell what it reads."""
     found = function.Sum()
     for number, _ in enumerate(found.of(read.source_rows(source))):
@@ -179,25 +182,25 @@ def _sum_of_all(source: PlannedSource, stop: Callable[[], None]) -> str:
     return found.hexdigest()
 
 
-def aligning_of(source: PlannedSource) -> Aligning:
+def aligning_of(source: DataSource) -> Aligning:
     inside = None
-    if source.origin == "hub":  # its rows are somebody else's: they name what was downloaded with them
+    if source.asked.origin == "hub":  # its rows are somebody else's: they name what was downloaded with them
         from factory.data import hub
 
         inside = hub.cache_folders()
     own = None
-    if source.origin == "file":
+    if source.asked.origin == "file":
         path = Path(source.path)
         own = str(path if path.is_dir() else path.parent)
-    return Aligning(
-        format=source.format, columns=source.columns, tags=source.tags, folder=source.folder, inside=inside, own=own
-    )
+    asked = source.asked
+    folder = None if asked.folder is None else os.path.expanduser(asked.folder)  # noqa: PTH111  which does not raise
+    return Aligning(format=source.format, columns=asked.columns, tags=asked.tags, folder=folder, inside=inside, own=own)
 
 
 class _Tally:
     """What became of a source's rows, and above which rank none is wanted any more."""
 
-    def __init__(self, name: str, source: PlannedSource, at_most: int | None, held: Ranks):
+    def __init__(self, name: str, source: DataSource, at_most: int | None, held: Ranks):
         self._name, self._format, self._at_most, self._held = name, source.format, at_most, held
         self.rows = self._skipped = 0
         self._bad = list[Bad]()  # kept only until it is known which of them rank low enough to count
@@ -335,14 +338,16 @@ def _told(count: int, first: list[int]) -> str:
     return f"{count:,}: row{'s' if count > 1 else ''} {', '.join(map(str, first))}{more}"
 
 
-def key(source: PlannedSource, spec: EncoderSpec, at_most: int | None, seed: int, held: Ranks = _NONE) -> str:
+def key(source: DataSource, spec: EncoderSpec, at_most: int | None, seed: int, held: Ranks = _NONE) -> str:
     """A hash of all that decides which tokens a row becomes: content, format, tokenizer, settings, versions, this code.
 
     A hub set's content is known by its name and revision only; a function's `sha256` is of all its rows here.
     """
+    asked = source.asked
     # the same bytes are other rows under another suffix
     file = [source.sha256, Path(source.path).suffixes[-2:]]
-    content = file if source.origin == "file" else _plain(source)
+    named = [asked.origin, source.path, source.sha256, asked.subset, asked.split, asked.revision]
+    content = file if asked.origin == "file" else named
     parts = [
         content,
         _plain(aligning_of(source) if spec.processor else replace(aligning_of(source), own=None)),
@@ -372,7 +377,7 @@ def _plain(value: Any) -> Any:
         return {
             field.name: _plain(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name not in ("isolate_documents", "padding_free", "weight", "max_samples", "bytes")
+            if field.name not in ("isolate_documents", "padding_free")
         }
     if isinstance(value, dict):
         return {str(name): _plain(each) for name, each in value.items()}

@@ -14,7 +14,7 @@ from factory.config.refusal import UserError, did_you_mean, refuse
 from factory.data.read import columnar, objects, opened, tables
 from factory.data.read.opened import Mended, Skip, Stream
 from factory.data.read.wrong import Broken
-from factory.plan.plan import PlannedSource
+from factory.plan.plan import DataSource
 
 __all__ = [
     "COMPRESSED",
@@ -70,26 +70,27 @@ SUFFIXES = tuple(_KINDS)
 COMPRESSED = tuple(opened.DECOMPRESSORS)
 
 
-def source_rows(source: PlannedSource, skip: int = 0, *, streaming: bool = False) -> Iterator[Row]:
+def source_rows(source: DataSource, skip: int = 0, *, streaming: bool = False) -> Iterator[Row]:
     """The rows of a planned source from number `skip` on. `streaming`: a hub set is not downloaded whole."""
-    if source.origin == "file":
+    if source.asked.origin == "file":
         return rows(Path(source.path), skip)
-    if source.origin == "function":
+    if source.asked.origin == "function":
         from factory.data import function
 
         return function.rows(source.path, skip)
     from factory.data import hub
 
-    return hub.rows(source.path, source.subset, source.split, source.revision, skip=skip, streaming=streaming)
+    asked = source.asked
+    return hub.rows(source.path, asked.subset, asked.split, asked.revision, skip=skip, streaming=streaming)
 
 
-def source_digest(source: PlannedSource) -> str | None:
+def source_digest(source: DataSource) -> str | None:
     """What `PlannedSource.sha256` would be now; None for the hub. Raises UserError where it cannot be read any more."""
-    if source.origin == "file":
+    if source.asked.origin == "file":
         if not Path(source.path).exists():
             raise _data_missing(f"path={source.path}", "it is gone", hint="", known=", ".join(SUFFIXES))
         return digest(Path(source.path))
-    if source.origin == "function":
+    if source.asked.origin == "function":
         from factory.data import function
 
         return function.look(source.path).sha256

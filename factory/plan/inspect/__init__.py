@@ -99,7 +99,7 @@ def _data(settings: Settings, tried: Tried) -> dict[str, DataFacts]:
     if settings.verb != "train":  # a plan of the others names the sets of the run that they follow
         return looked
     return {
-        name: replace(facts, unreachable=hub.unreachable(facts.path) if facts.origin == "hub" else None)
+        name: replace(facts, unreachable=hub.unreachable(facts.path) if facts.source.origin == "hub" else None)
         for name, facts in looked.items()
     }
 

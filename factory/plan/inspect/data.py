@@ -1,7 +1,6 @@
 """One data set: where its rows come from, the first of them, the format that they fit."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from factory.config import registry
 from factory.config.refusal import UserError, did_you_mean, refuse
@@ -130,12 +129,8 @@ def _of_hub(name: str, source: Source, setting: str) -> DataFacts:
         )
     format = FORMATS[source.format]
     return DataFacts(
-        **_as_said(source),
-        origin="hub",
+        source=source,
         path=source.path,
-        subset=source.subset,
-        split=source.split,
-        revision=source.revision,
         format=source.format,
         kind=format.kind,
         columns=tuple(sorted({*source.columns.values(), *format.columns} - source.columns.keys())),
@@ -334,10 +329,8 @@ def _facts(name: str, source: Source, stage: str, found: _Found) -> DataFacts:
     _refuse_others(name, format, found.files, source, stage)
     records = _records(rows, format, source)
     showing = _records([formats.rename(row, source.columns) for row in found.showing], format, source)
-    origin: Literal["file", "function"] = "function" if source.origin == "function" else "file"
     return DataFacts(
-        **_as_said(source),
-        origin=origin,
+        source=source,
         path=found.path,
         format=format,
         kind=FORMATS[format].kind,
@@ -410,16 +403,6 @@ def _perhaps_prompt(row: Row) -> str:
     """The first column that no format reads and that has a text or messages."""
     own = (column for column, value in row.items() if column not in formats.STANDARD and isinstance(value, str | list))
     return next(own, "COLUMN")
-
-
-def _as_said(source: Source) -> dict[str, Any]:
-    return {
-        "renamed": source.columns,
-        "tags": source.tags,
-        "folder": None if source.folder is None else os.path.expanduser(source.folder),  # noqa: PTH111  as in `local`
-        "max_samples": source.max_samples,
-        "weight": source.weight,
-    }
 
 
 def _records(rows: list[Row], format: str, source: Source) -> list[Record]:

@@ -60,7 +60,7 @@ def parquet(path: Path, found: list[dict[str, Any]]) -> None:
 def test_a_small_file_is_known_exactly(here: Path) -> None:
     (here / "rows.jsonl").write_bytes(LINES)
     facts = look(path="rows.jsonl", folder="pictures", max_samples=9, weight=2.0)
-    assert (facts.origin, facts.path, facts.format, facts.kind) == (
+    assert (facts.source.origin, facts.path, facts.format, facts.kind) == (
         "file",
         str(here / "rows.jsonl"),
         "alpaca",
@@ -70,7 +70,7 @@ def test_a_small_file_is_known_exactly(here: Path) -> None:
     assert facts.columns == ("instruction", "output")
     assert facts.longest_row_bytes == max(len(json.dumps(row)) for row in ALPACA)
     assert facts.sha256
-    assert (facts.folder, facts.max_samples, facts.weight) == ("pictures", 9, 2.0)
+    assert (facts.source.folder, facts.source.max_samples, facts.source.weight) == ("pictures", 9, 2.0)
     assert not facts.tools
     assert not facts.media
 
@@ -186,7 +186,7 @@ def test_columns_and_tags_are_the_sets_own(here: Path) -> None:
     (here / "a.jsonl").write_text(json.dumps(row))
     tags = {"role_tag": "who", "content_tag": "says", "user_tag": "customer", "assistant_tag": "clerk"}
     facts = look(path="a.jsonl", columns={"conversations": "talk"}, tags=tags)
-    assert (facts.format, facts.renamed, facts.tags) == ("sharegpt", {"conversations": "talk"}, tags)
+    assert (facts.format, facts.source.columns, facts.source.tags) == ("sharegpt", {"conversations": "talk"}, tags)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_set_of_the_hub_is_what_its_option_says(monkeypatch: pytest.MonkeyPatc
         columns={"prompt": "question"},
         rows=5,
     )
-    assert (facts.origin, facts.path, facts.subset, facts.split, facts.revision) == (
+    assert (facts.source.origin, facts.path, facts.source.subset, facts.source.split, facts.source.revision) == (
         "hub",
         "me/set",
         "en",
@@ -387,7 +387,7 @@ def test_a_function_is_asked_for_its_first_rows(here: Path, monkeypatch: pytest.
         "def endless():\n    while True:\n        yield {'text': 'a'}\n"
     )
     facts = look("pt", origin="function", path="given_rows:few")
-    assert (facts.origin, facts.path, facts.rows, facts.peeked) == ("function", "given_rows:few", 3, False)
+    assert (facts.source.origin, facts.path, facts.rows, facts.peeked) == ("function", "given_rows:few", 3, False)
     assert (facts.format, facts.bytes) == ("text", 3 * len('{"text": "a"}'))
     facts = look("pt", origin="function", path="given_rows:endless", rows=10**6)
     assert (facts.rows, facts.peeked, facts.bytes) == (10**6, True, 10**6 * len('{"text": "a"}'))
