@@ -15,7 +15,6 @@ from factory.plan.plan import tree_of
     ("key", "found"),
     [
         ("pack.max_length", "data.max_length"),
-        ("pack.template", "model.template"),
         ("train.threads", "hardware.threads"),
         ("train.own.beta", "stage.beta"),
         ("align.sources.my.set.format", "data.sources.my.set.format"),
