@@ -11,7 +11,7 @@ from factory.plan.inspect import harness
 from factory.plan.inspect.machine import PACKAGES, installed_version, look_at_machine
 from factory.plan.inspect.model import fingerprint_now, look_at_adapter
 from factory.plan.inspect.reward import look_at_saved_reward
-from factory.plan.plan import Plan
+from factory.plan.plan import Plan, stage_keys
 from factory.rewards import spec as rewards
 
 
@@ -138,6 +138,6 @@ def matter(plan: Plan) -> set[str]:
     """Those whose version can change what this plan gives: also that of lm-eval, and of what a reward of TRL's calls,
     where it asks for them.
     """
-    reward = rewards.named(plan.steps.train.own.get("reward") or "")
+    reward = rewards.named(stage_keys(plan).get("reward") or "")
     judges = rewards.TRL.get(reward.name, ()) if reward is not None and reward.kind == "trl" else ()
     return _MATTER | {*judges, *(("lm-eval",) if plan.settings.evaluate.harness else ())}

@@ -13,6 +13,7 @@ from factory.config.hub import COMMIT
 from factory.config.line import name_of
 from factory.config.refusal import Refusal, UserError, refusal
 from factory.config.settings import GROUPS, Settings
+from factory.config.values import to_tree
 from factory.config.words import size
 from factory.estimate import speed
 from factory.estimate.memory import offloaded, on_host
@@ -395,8 +396,9 @@ def _group_size(case: Case, length: int, notes: list[str]) -> int:
 
 
 def _train(case: Case, numbers: Numbers) -> plan.Train:
+    asked = to_tree(case.settings.stage)
     return plan.Train(
-        own=choices.own_keys(case),
+        own={name: value for name, value in choices.own_keys(case).items() if value != asked.get(name)},
         reference=_reference(case),
         autocast=numbers.autocast,
         threads=choices.threads(case),

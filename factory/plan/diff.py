@@ -10,6 +10,7 @@ from typing import Any
 from factory.config.refusal import refuse
 from factory.config.values import plain, to_tree
 from factory.execute.verify import matter
+from factory.plan.keys import as_set
 from factory.plan.plan import Plan, read_plan, tree_of
 from factory.run.folder import RunFolder, is_mlflow_id
 from factory.tracking import from_mlflow
@@ -69,8 +70,8 @@ def among(plans: Sequence[Plan]) -> Spreads:
 
 def differences(one: Plan, other: Plan) -> Differences:
     decisive = _between(one.decisive(), other.decisive())
-    decided = {found.key for found in decisive}
-    found = [each for each in _between(tree_of(one), tree_of(other)) if each.key not in decided]
+    decided = {as_set(found.key) for found in decisive}
+    found = [each for each in _between(tree_of(one), tree_of(other)) if as_set(each.key) not in decided]
     of_versions = _versions([one, other])
     versions = [each for each in found if each.key in of_versions]
     asked = [each for each in found if each.key.startswith(_ASKED)]

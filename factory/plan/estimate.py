@@ -11,7 +11,7 @@ from factory.estimate.tuned import Tuned
 from factory.methods.lora.targets import PREFIX
 from factory.optimizers.spec import products
 from factory.plan.facts import Measured
-from factory.plan.plan import Estimate, Parameters, Range, micro_batches
+from factory.plan.plan import Estimate, Parameters, Range, micro_batches, stage_keys
 from factory.stages.rows import rows_per_step
 from factory.stages.rows import sequences as sequences_of
 
@@ -70,7 +70,7 @@ def estimate(
 
     `where` the run would be.
     """
-    steps, pack, train = tuned.steps, tuned.steps.pack, tuned.steps.train
+    steps, pack = tuned.steps, tuned.steps.pack
     settings = tuned.settings
     found = parameters(tuned.arch, tuned.everything)
     assert found.trainable == steps.attach.trainable
@@ -78,9 +78,9 @@ def estimate(
     if not pack.packing and not sizes.shows:
         length = min(length, ceil(sizes.longest_bytes / _MOST) + _MARKS)
     stage = registry.spec("stages", settings.stage.name)
-    sampled = registry.hook(stage, "rollout_bytes")
-    rolled = sampled(train.own, tuned.arch, steps.load.dtype, length) if sampled else 0
-    length += stage.new_tokens(train.own) if sampled else 0
+    sampled, own = registry.hook(stage, "rollout_bytes"), stage_keys(tuned)
+    rolled = sampled(own, tuned.arch, steps.load.dtype, length) if sampled else 0
+    length += stage.new_tokens(own) if sampled else 0
     sequences, planned = sequences_of(tuned), _steps(sizes, tuned)
     rows = settings.stage.batch_size * sequences
     made = Estimate(
@@ -121,7 +121,7 @@ def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     Answers that are rolled out are each sampled, read by the policy before, and trained several times. Each process
     makes the optimizer's own products.
     """
-    train, stage = tuned.steps.train, tuned.settings.stage
+    own, stage = stage_keys(tuned), tuned.settings.stage
     forward = flops.forward(tuned.expanded, length)
     patch = tuned.steps.patch
     again = 0 if patch.activation_checkpointing == "selective" else patch.recomputed(tuned.expanded.layers)
@@ -129,9 +129,9 @@ def _flops(tuned: Tuned, length: int, sequences: int, judged: int) -> float:
     a_sample = trained * sequences + forward * judged  # of a token of it
     update = products(stage.optimizer, tuned.everything, tuned.expanded) * tuned.settings.hardware.num_processes
     rows = stage.batch_size * micro_batches(tuned.settings)  # of an update
-    if "rollout_batch_size" not in train.own:
+    if "rollout_batch_size" not in own:
         return a_sample * length * rows + update
-    answers, epochs = train.own["rollout_batch_size"], train.own["update_epochs"]
+    answers, epochs = own["rollout_batch_size"], own["update_epochs"]
     each = 2 * forward + epochs * a_sample
     return each * answers * length + epochs * ceil(answers / rows) * update
 

@@ -12,7 +12,7 @@ import yaml
 
 from factory.config.parsed import json_of, yaml_of
 from factory.config.refusal import UserError, refuse
-from factory.config.settings import Data, Settings, Source, Verb
+from factory.config.settings import Data, Settings, Source, Stage, Verb
 from factory.config.values import plain, record, to_tree
 
 _plan_broken = partial(refuse, "plan-broken", because="a plan is one", fix="compile again with the same overrides")
@@ -161,7 +161,7 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    own: dict[str, Any]  # the stage's own keys
+    own: dict[str, Any]  # the stage's own keys that were left open
     reference: Before | None  # what the loss measures the change from, if anything
     autocast: Dtype | None
     threads: int
@@ -338,6 +338,12 @@ def use_of(data: Data, name: str) -> str:
     return "".join(f", {text}" for text in found if text)
 
 
+def stage_keys(plan: Compiled) -> dict[str, Any]:
+    """Return the stage's own keys, with values in the place of those that were left open."""
+    own = {name: to_tree(value) for name, value in plan.settings.stage if name not in Stage.model_fields}
+    return own | plan.steps.train.own
+
+
 def micro_batches(settings: Settings) -> int:
     """Return how many micro-batches an optimizer step has, on all ranks together."""
     return settings.stage.gradient_accumulation_steps * settings.hardware.num_processes
@@ -416,8 +422,7 @@ class Plan:
         """What the digest is a hash of."""
         steps = to_tree(self.steps)
         del steps["load"]["path"], steps["load"]["adapter"], steps["load"]["reward"]
-        del steps["train"]["threads"], steps["train"]["ranks"]
-        steps["train"]["own"].pop("reward_model", None)
+        del steps["train"]["threads"], steps["train"]["ranks"], steps["train"]["own"]
         for name in _RECOMPUTATION:
             del steps["patch"][name]
         if order := drawn_in_order(self.settings.data):  # the digest sorts keys
@@ -439,6 +444,8 @@ class Plan:
             key: {name: getattr(source, name) for name in _OF_SOURCE} for key, source in data.sources.items()
         }
         settings["method"] = to_tree(self.settings.method)
+        own = stage_keys(self)
+        settings["stage"] |= {name: own[name] for name in own if name != "reward_model"}
         settings["stage"]["gradient_accumulation_steps"] = micro_batches(self.settings)
         found = {"version": self.version, "verb": self.verb, "seed": self.settings.seed}
         found |= {"settings": settings, "steps": steps, "own": self.own}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config import registry
-from factory.plan.plan import Plan
+from factory.plan.plan import Plan, stage_keys
 from factory.rewards import Reward
 from factory.rewards.checked import scores
 from factory.rewards.function import by_function, by_trl
@@ -26,7 +26,7 @@ _BY_TEXT: dict[Kind, Callable[[str, dict[str, Any]], ByText]] = {
 
 def reward(plan: Plan, tokenizer: Any) -> Reward:
     """Imports the function or reads the weights. Raises UserError where that cannot be done."""
-    own, folder = plan.steps.train.own, plan.steps.load.reward
+    own, folder = stage_keys(plan), plan.steps.load.reward
     if folder is not None:
         return by_adapter(Path(folder)) if is_adapter(folder) else by_model(plan, tokenizer)
     found = named(own["reward"])

@@ -13,6 +13,7 @@ from typing import Any
 from factory.config import registry
 from factory.execute.context import Run
 from factory.plan import heads
+from factory.plan.plan import stage_keys
 from factory.stages.rm.spec import SCORE
 
 POLICY, REFERENCE, REWARD = "default", "reference", "reward"
@@ -40,7 +41,7 @@ def attach(run: Run, model: Any) -> None:
 
 
 def reads_reference(run: Run) -> bool:
-    return registry.spec("stages", run.plan.settings.stage.name).reads_reference(run.plan.steps.train.own)
+    return registry.spec("stages", run.plan.settings.stage.name).reads_reference(stage_keys(run.plan))
 
 
 def starts_off_the_base(run: Run) -> bool:

@@ -12,6 +12,7 @@ from factory.data.dataset import IGNORED, Example, without_end
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.plan import heads
+from factory.plan.plan import stage_keys
 from factory.policy import KL, masked_sum
 from factory.rewards import Reward
 from factory.rollouts import roles
@@ -76,7 +77,7 @@ def roll(
     The policy's log-probabilities are those of the pass that trains it, not of the one that samples: the cache of keys
     and values rounds otherwise.
     """
-    plan, own = run.plan.steps, run.plan.steps.train.own
+    plan, own = run.plan.steps, stage_keys(run.plan)
     device = plan.load.device
     model.eval()
     with autocast(run.plan):

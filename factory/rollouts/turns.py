@@ -11,6 +11,7 @@ from factory.data.dataset import TRAINED_AT, Example
 from factory.estimate.speed import precision
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
+from factory.plan.plan import stage_keys
 from factory.rewards import Reward
 from factory.rollouts.rolled import Rolled, parts, roll
 from factory.stages.loss import Watched
@@ -41,11 +42,11 @@ def updates(run: Run, dataset: Dataset, rolled: Rolled, columns: dict[str, Tenso
 
     `columns`, (n, ...) each, go along with the answers; those of tokens are (n, t), and `mask` says which are there.
     """
-    train, stage = run.plan.steps.train, run.plan.settings.stage
+    stage = run.plan.settings.stage
     collate = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)
     columns = {"mask": rolled.mask, **columns}
     found = list[batches.Step]()
-    for _ in range(train.own["update_epochs"]):
+    for _ in range(stage_keys(run.plan)["update_epochs"]):
         order = torch.randperm(len(rolled.answers)).tolist()
         for rows in parts(order, stage.batch_size * stage.gradient_accumulation_steps):
             made = [
@@ -80,12 +81,11 @@ def check_ratio(run: Run, model: Any, dataset: Dataset, rolled: Rolled) -> None:
     """Before the first update new and old probabilities are equal: else the loss would follow something not learnt."""
     if run.plan.settings.checks == "none":
         return
-    train = run.plan.steps.train
     rows = slice(0, run.plan.settings.stage.batch_size)
     batch = collating(run, dataset, padding_free=run.plan.steps.pack.padding_free)(rolled.examples[rows])
     without_dropout(model)
     with autocast(run.plan):
-        again, _ = sampled_log_probs(model, batch, train.own["temperature"])
+        again, _ = sampled_log_probs(model, batch, stage_keys(run.plan)["temperature"])
     apart = float((again.detach() - rolled.log_probs[rows][rolled.mask[rows]]).abs().max())
     allowed = TOKEN_ROUNDING[precision(run.plan)]
     run.check("ratio_is_one", apart <= allowed, f"before the first update a token's log-ratio is {apart:.2g} at most")

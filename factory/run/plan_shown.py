@@ -19,6 +19,7 @@ from factory.plan.plan import (
     Memory,
     Plan,
     micro_batches,
+    stage_keys,
     use_of,
 )
 from factory.quantizers.checkpoint import checkpoint_quantizer
@@ -152,7 +153,8 @@ def _of_export(plan: Plan) -> Iterator[tuple[str, str]]:
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     train, stage, hardware, steps = plan.steps.train, plan.settings.stage, plan.settings.hardware, plan.estimate.steps
     count = counted(steps.low, "step") if steps.low == steps.high else f"{steps} steps"
-    rows = train.own.get("rollout_batch_size", stage.batch_size * micro_batches(plan.settings))
+    own = stage_keys(plan)
+    rows = own.get("rollout_batch_size", stage.batch_size * micro_batches(plan.settings))
     kind = registry.spec("stages", stage.name).KIND
     what = "sampled answers" if samples_answers(plan) else _SAMPLES.get(kind, "sequences")
     yield (
@@ -163,7 +165,7 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     if hardware.num_processes > 1:
         where = f" on {hardware.num_nodes} nodes" if hardware.num_nodes > 1 else ""
         yield "", f"{hardware.num_processes} processes{where} by {hardware.strategy}"
-    if told := _settings(train.own):
+    if told := _settings(own):
         yield "", f"[dim]{told}[/dim]"
     if train.reference:
         yield "", f"[dim]reference: {_REFERENCES[train.reference]}, before the first step[/dim]"

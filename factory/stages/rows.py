@@ -1,14 +1,14 @@
 """How a stage counts: rows of a step, sequences of a sample, what its loss is the mean over."""
 
 from factory.config import registry
-from factory.plan.plan import Compiled, micro_batches
+from factory.plan.plan import Compiled, micro_batches, stage_keys
 from factory.stages.loss import Unit
 
 
 def rows_per_step(plan: Compiled) -> int:
     """Those of an optimizer update, or what a stage says that rolls out: its answers are trained several times."""
     own = registry.hook(registry.spec("stages", plan.settings.stage.name), "rows_per_step")
-    return own(plan.steps.train.own) if own else plan.settings.stage.batch_size * micro_batches(plan.settings)
+    return own(stage_keys(plan)) if own else plan.settings.stage.batch_size * micro_batches(plan.settings)
 
 
 def sequences(plan: Compiled) -> int:
@@ -29,4 +29,4 @@ def samples_answers(plan: Compiled) -> bool:
 def compares(plan: Compiled) -> bool:
     """Whether the samples of a micro-batch change each other's loss."""
     own = registry.hook(registry.spec("stages", plan.settings.stage.name), "compares", lambda own: False)
-    return own(plan.steps.train.own)
+    return own(stage_keys(plan))

@@ -19,6 +19,7 @@ from factory.evaluation.windows import part, windows
 from factory.execute import checkpoint
 from factory.execute.context import Run
 from factory.plan.heads import writes
+from factory.plan.plan import stage_keys
 from factory.stages.loss import Watched, over_ranks
 from factory.stages.rows import unit
 from factory.steps.feed import autocast, collating
@@ -126,7 +127,7 @@ def _losses(run: Run, model: Any, dataset: Dataset, reference: Reference | None,
     held = dataset.validation
     with _batches(run, range(len(held)), name, lambda some: collate([held[row] for row in some])) as made:
         for batch, counts in made:
-            loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, run.plan.steps.train.own).parts())
+            loss, metrics = _called(run, lambda batch=batch: stage.loss(model, batch, stage_keys(run.plan)).parts())
             if counts:
                 total += float(loss)
                 watched.add(metrics)

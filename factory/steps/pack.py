@@ -23,7 +23,7 @@ from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
 from factory.execute.report import mostly_dropped
-from factory.plan.plan import Pack, Plan
+from factory.plan.plan import Pack, Plan, stage_keys
 from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned
 
@@ -172,13 +172,13 @@ def _notes(plan: Plan, aligned: Aligned, mixed: Mixed, counts: dict[str, Any], t
         labels = np.concatenate([found.labels for found in aligned.sources.values()])[mixed.train]
         if len(kinds := set(labels.tolist())) == 1:
             yield f"All labels are {'true' if 1 in kinds else 'false'}: nothing shows the model the other kind."
-        elif uneven := _uneven(labels, plan.steps.train.own):
+        elif uneven := _uneven(labels, stage_keys(plan)):
             yield uneven
 
 
 def _few_prompts(plan: Plan, prompts: int) -> str | None:
     """Of a stage that samples, where there are fewer prompts than a step asks: none is asked twice in it."""
-    answers, asked = plan.steps.train.own.get("rollout_batch_size"), rows_per_step(plan)
+    answers, asked = stage_keys(plan).get("rollout_batch_size"), rows_per_step(plan)
     if answers is None or prompts >= asked:
         return None
     return (

@@ -16,6 +16,7 @@ from factory.config.settings import Stage
 from factory.data import batches
 from factory.execute import checkpoint, memory
 from factory.execute.context import Interrupted, Run, age_of_command
+from factory.plan.plan import stage_keys
 from factory.stages.loss import Watched
 from factory.stages.rows import rows_per_step, sequences
 from factory.steps.accounts import check_tokens
@@ -140,7 +141,7 @@ def train(
     total = total_steps(run.plan, dataset)
     run.emit("training", steps=total, done=state.step, counts=dataset.counts)
     if prepare := registry.hook(registry.run("stages", stage.name), "prepare"):
-        prepare(model, run.plan.steps.train.own)  # what a stage changes for training alone
+        prepare(model, stage_keys(run.plan))  # what a stage changes for training alone
     model.train()
     clock, logged = time.monotonic() - state.seconds, (state.seconds, state.tokens)
     _steps(Loop(run, model, engine, dataset, reference, reward, state, total, clock, logged))

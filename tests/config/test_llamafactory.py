@@ -16,6 +16,7 @@ from factory.config.imported.llamafactory.table import table as their_table
 from factory.config.imported.said import Said, as_script
 from factory.config.refusal import UserError
 from factory.config.values import to_tree
+from factory.plan.plan import stage_keys
 from factory.verbs import settings_of
 
 BASE = {
@@ -292,8 +293,8 @@ def test_what_is_sharded_otherwise_has_no_equal(asked: str, here: Path) -> None:
 def test_preferences_are_planned(loss: str, stage: str, catalogue: Path) -> None:
     found = said(catalogue, stage="dpo", pref_loss=loss, pref_beta=0.2, dataset="pairs", use_cpu=True)
     plan = compiled(*found.as_overrides())
-    assert (plan.settings.stage.name, plan.steps.train.own["beta"]) == (stage, 0.2)
-    assert plan.steps.train.own.get("loss", "orpo") == loss
+    assert (plan.settings.stage.name, stage_keys(plan)["beta"]) == (stage, 0.2)
+    assert stage_keys(plan).get("loss", "orpo") == loss
 
 
 @pytest.mark.parametrize("given", [{"stage": "dpo", "pref_loss": "orpo", "dataset": "pairs"}, {"stage": "kto"}])
@@ -508,7 +509,7 @@ def test_a_default_of_theirs_is_planned(given: dict[str, Any], wanted: dict[str,
     rewarded = ["stage.reward=http://127.0.0.1:9/score"] if given.get("stage") == "ppo" else []
     plan = compiled(*said(catalogue, use_cpu=True, **given).as_overrides(), *rewarded)
     steps, stage, method = plan.steps, to_tree(plan.settings.stage), to_tree(plan.settings.method)
-    found = {**to_tree(plan.settings.data), **to_tree(steps.pack), **stage, **steps.train.own, **method}
+    found = {**to_tree(plan.settings.data), **to_tree(steps.pack), **stage, **stage_keys(plan), **method}
     found["learning_rate"] = plan.settings.stage.learning_rate  # not the method's, which the stage's replaces
     assert {name: found[name] for name in wanted} == wanted
 
@@ -767,7 +768,7 @@ def test_a_layerwise_optimizer_cuts_by_no_norm_of_all(method: str, catalogue: Pa
 def test_a_top_k_of_none_is_null(top_k: int, wanted: int | None, catalogue: Path) -> None:
     found = said(catalogue, stage="ppo", top_k=top_k, top_p=0.9, use_cpu=True)
     plan = compiled(*found.as_overrides(), "stage.reward=http://127.0.0.1:9/score")
-    assert plan.steps.train.own["top_k"] == wanted
+    assert stage_keys(plan)["top_k"] == wanted
 
 
 def test_paths_of_images_start_where_they_did(catalogue: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from factory.config.refusal import UserError
 from factory.execute.context import Interrupted
 from factory.execute.report import write_report
+from factory.plan.plan import stage_keys
 from factory.rollouts import rolled, turns
 from factory.run.folder import RunFolder, read_json
 from factory.steps import train
@@ -182,7 +183,7 @@ def test_the_gradient_is_that_of_the_losses(
         with torch.no_grad():
             for name, value in before.items():
                 model.get_parameter(name).copy_(value + far * gradient[name])
-            own = done.run.plan.steps.train.own
+            own = stage_keys(done.run.plan)
             wide = [
                 {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
                 for batch in updates[1].batches

@@ -6,6 +6,7 @@ import torch
 from factory import policy
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
+from factory.plan.plan import stage_keys
 from factory.rewards import Reward
 from factory.rollouts import roles, turns
 from factory.rollouts.rolled import dense, roll
@@ -21,7 +22,7 @@ def source(
     run: Run, model: Any, dataset: Dataset, reward: Reward, first: int, last: int, position: dict[str, Any] | None
 ) -> Iterator[Turn]:
     """A step: `group_size` answers to each of the next prompts, side by side, and the updates that train them."""
-    own = run.plan.steps.train.own
+    own = stage_keys(run.plan)
     size = own["group_size"]
     for step in range(first, last):
         prompts = turns.asked(run, dataset, step)

@@ -7,6 +7,7 @@ from factory import policy
 from factory.execute.context import Run
 from factory.losses import sampled_log_probs
 from factory.plan import heads
+from factory.plan.plan import stage_keys
 from factory.rewards import Reward
 from factory.rollouts import roles, turns
 from factory.rollouts.rolled import Rolled, roll
@@ -23,7 +24,7 @@ def source(
     run: Run, model: Any, dataset: Dataset, reward: Reward, first: int, last: int, position: dict[str, Any] | None
 ) -> Iterator[Turn]:
     """A step: answers to the next prompts, and the updates that train them. Its position is the KL's cost."""
-    own = run.plan.steps.train.own
+    own = stage_keys(run.plan)
     coefficient = own["kl_coefficient"] if position is None else position["kl_coefficient"]
     for step in range(first, last):
         rolled = roll(run, model, dataset, reward, turns.asked(run, dataset, step), value=VALUE)
