@@ -13,6 +13,7 @@ from typing import Any
 from factory.chat.talk import HELP, Talk, Wrong
 from factory.config.refusal import refuse
 from factory.config.settings import Settings
+from factory.data.encoding import encoding_of
 from factory.data.read.wrong import byte_words
 from factory.data.record import BadRow, ToolCall
 from factory.inference import asked, calls
@@ -117,7 +118,7 @@ def _base(plan: Plan) -> str:
             steps.patch,
             plan.settings.method.quantization,
             plan.settings.model.new_tokens,
-            steps.pack,
+            encoding_of(plan),
             steps.train.autocast,
         )
     )

@@ -15,6 +15,7 @@ from factory.execute.context import Run
 from factory.methods.parts import beside_text
 from factory.optimizers.run import divides_gradients, make_states
 from factory.optimizers.several import Hooked
+from factory.plan.plan import stage_keys
 from factory.stages.loss import REFERENCE_POINT, Metrics, Watched
 from factory.stages.rows import unit
 from factory.steps.feed import autocast
@@ -49,13 +50,13 @@ class Engine:
     def __init__(self, run: Run, model: Any, arch: Architecture):
         import torch
 
-        self._run, self._plan, self.model = run, run.plan.steps.train, model
+        self._run, self._own, self.model = run, stage_keys(run.plan), model
         self._method, self._settings = registry.run("methods", run.plan.settings.method.name), run.plan.settings.method
         self.optimizer = self._method.optimizer(model, self._settings, run.plan, arch)
         self._stage = registry.run("stages", run.plan.settings.stage.name)
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.beside_text = beside_text(self.trained, arch)
-        self.skips_overflows = self._plan.autocast == "float16"  # the scaler does, and lowers its scale
+        self.skips_overflows = run.plan.steps.train.autocast == "float16"  # the scaler does, and lowers its scale
         self._scaler = torch.amp.GradScaler(run.plan.steps.load.device, enabled=self.skips_overflows)
 
     def restore(self) -> dict[str, Any] | None:
@@ -147,7 +148,7 @@ class Engine:
 
     def _terms(self, batch: dict[str, Any]) -> tuple[Any, Metrics]:
         """The stage's loss. Of a text that reaches nothing of what trains the gradients are zeros: other ranks wait."""
-        total, metrics = self._stage.loss(self.model, batch, self._plan.own).parts()
+        total, metrics = self._stage.loss(self.model, batch, self._own).parts()
         return total if total.requires_grad else reaching(total, self.model.parameters()), metrics
 
     def _penalty(self) -> Any:

@@ -322,10 +322,11 @@ def _leaves(plan: Plan) -> dict[str, Any]:
             flat[path] = value
 
     tree = tree_of(plan)
+    walk({"option": tree["settings"].pop("options")}, "")
     for part in (tree["settings"], tree["steps"]):
         walk(part, "")
-    walk({"option": plan.options, "estimate": tree["estimate"], "packages": plan.packages}, "")
-    return {name: value for name, value in flat.items() if not name.startswith("load.config.")}
+    walk({"estimate": tree["estimate"], "packages": plan.packages}, "")
+    return {name: value for name, value in flat.items() if not name.startswith(("load.config.", "model.architecture."))}
 
 
 def loss_figure(lines: list[dict[str, Any]], unit: Unit) -> Any:

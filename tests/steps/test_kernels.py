@@ -73,7 +73,7 @@ def test_code_that_knows_all_layers_or_none_is_refused(execute: Callable[..., An
     done = execute("method=full", *options, *SHORT)
     done.model.model.layers[1] = torch.nn.Identity()
     with pytest.raises(UserError, match="says for all of its layers at once") as refused:
-        recompute(done.model, done.run.plan.steps, architecture(done.run.plan.steps.load.config))
+        recompute(done.model, done.run.plan, architecture(done.run.plan.steps.load.config))
     assert "compute.recomputed_layers=auto" in str(refused.value)
 
 
