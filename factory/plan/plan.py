@@ -478,7 +478,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     else:
         tree["estimate"]["steps"] = {**steps, "note": "known after pack"}
     steps = [{"name": name, **step} for name, step in tree["steps"].items()]
-    steps.insert(2, {"name": "quantize", **tree["settings"]["method"]["quantization"]})  # which resolves nothing
+    steps.insert(2, {"name": "quantize"})  # which resolves nothing
     tree["steps"] = steps
     return {"digest": plan.digest(), **tree}
 

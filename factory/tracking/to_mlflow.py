@@ -299,7 +299,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def flattened(plan: Plan) -> dict[str, str]:
-    """The plan as `train.batch_size: 4`, without the model's own config, which stands in plan.yaml."""
+    """The plan as `stage.batch_size: 4`, without the model's own config, which stands in plan.yaml."""
     return {name: redacted(whole(value)) for name, value in _leaves(plan).items()}
 
 

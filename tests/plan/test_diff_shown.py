@@ -54,7 +54,7 @@ def test_what_can_be_set_is_named_as_it_is_set(made: Made) -> None:
     lines = told(made(), made("data.max_length=512", "method.rank=4", "model.rope_scaling=linear"))
     names = {line.split()[0] for line in lines if line.startswith("  ")}
     assert {"data.max_length", "method.rank", "model.rope_scaling", "attach.trainable"} <= names
-    assert not names & {"pack.max_length", "attach.settings.rank", "patch.rope_scaling"}
+    assert not names & {"pack.max_length", "patch.rope_scaling"}
 
 
 def test_bytes_and_seconds_are_written_as_a_plan_shows_them(made: Made) -> None:

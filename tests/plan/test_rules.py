@@ -1263,7 +1263,7 @@ def test_a_checkpoint_must_be_whole(tiny_model: Path, here: Path) -> None:
     (here / "run" / "plan.yaml").write_text(to_yaml(saved))
     (step / "manifest.json").write_text(json.dumps({"files": {}, "plan_digest": saved.digest()}))
     (other,) = refusals(*base, f"stage.resume={step}")
-    assert ": seed was 1, is 42; attach.settings.rank was 4, is 8; " in other.wrong and other.wrong.endswith("; 2 more")
+    assert ": seed was 1, is 42; method.rank was 4, is 8; " in other.wrong and other.wrong.endswith("; 2 more")
 
 
 def test_the_only_set_may_be_measured_whole_and_not_held_out_of_a_training(here: Path) -> None:

@@ -157,7 +157,7 @@ def test_wandb_has_the_curves_offline(here: Path, monkeypatch: pytest.MonkeyPatc
         if record.WhichOneof("record_type") == "config"
         for item in record.config.update
     }
-    assert (config["train.max_steps"], config["digest"]) == (4, plan.digest())  # a number is one: charts sort by it
+    assert (config["stage.max_steps"], config["digest"]) == (4, plan.digest())  # a number is one: charts sort by it
     (file,) = (folder.path / "wandb").glob("offline-run-*/*.wandb")
     assert "tell-nobody" not in file.read_bytes().decode("latin-1")
 

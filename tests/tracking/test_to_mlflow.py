@@ -83,7 +83,7 @@ def test_everything_is_sent_once(uri: str, tmp_path: Path, monkeypatch: pytest.M
     assert wanted.items() <= made.data.tags.items()
     assert {"mlflow.user", "mlflow.source.name", "folder"} <= made.data.tags.keys()
     assert made.data.params == flattened(plan)
-    some = {"train.max_steps": "4", "attach.settings.rank": "8", "packages.torch": plan.packages["torch"]}
+    some = {"stage.max_steps": "4", "method.rank": "8", "packages.torch": plan.packages["torch"]}
     assert some.items() <= made.data.params.items()
     (data,) = made.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("demo", "training")
@@ -126,10 +126,10 @@ def test_a_parameter_is_whole_and_a_number_is_one(tmp_path: Path) -> None:
         plan.with_settings(options={**plan.options, "model": long}), packages={**plan.packages, "cuda": "12.10"}
     )
     told = flattened(plan)
-    assert (told["option.model"], told["packages.cuda"], told["train.max_steps"]) == (long, "12.10", "4")
+    assert (told["option.model"], told["packages.cuda"], told["stage.max_steps"]) == (long, "12.10", "4")
     numbers = hyperparameters(plan)
     assert numbers.keys() == told.keys()
-    assert (numbers["train.max_steps"], numbers["train.learning_rate"]) == (4, plan.settings.stage.learning_rate)
+    assert (numbers["stage.max_steps"], numbers["stage.learning_rate"]) == (4, plan.settings.stage.learning_rate)
     assert (numbers["option.model"], numbers["packages.cuda"], numbers["pack.packing"]) == (long, "12.10", "false")
 
 
@@ -143,15 +143,17 @@ def test_what_a_model_is_measured_on_trains_none(tmp_path: Path) -> None:
 def test_a_name_that_mlflow_takes_in_none_loses_nothing(uri: str, tmp_path: Path) -> None:
     """Of a user's data set, and of what a stage of their own watches."""
     plan, folder, report = run(tmp_path / "run", uri, experiment="names")
-    align = replace(plan.steps.align, sources={"mine (v2)+": plan.steps.align.sources["demo"]})
+    named, data = "mine (v2)+", plan.settings.data
+    align = replace(plan.steps.align, sources={named: plan.steps.align.sources["demo"]})
     plan = replace(plan, steps=replace(plan.steps, align=align))
+    plan = plan.with_settings(data=data.model_copy(update={"sources": {named: data.sources["demo"]}}))
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     folder.metrics.write_text("".join(f"{json.dumps({**line, 'acc@1': 0.5})}\n" for line in lines))
     told = Tracker(plan, folder).finish(report)
     assert told is not None and told["unsent"] == 0, told
     client, _ = connect(plan.settings.tracking)
     made = client.get_run(told["run_id"])
-    assert made.data.params["align.sources.mine _v2__.format"] == align.sources["mine (v2)+"].format
+    assert made.data.params["align.sources.mine _v2__.format"] == align.sources[named].format
     assert made.data.metrics["acc_1"] == 0.5
 
 
