@@ -110,18 +110,10 @@ def speakers_of(sides: list[Asked], settings: Settings) -> list[Speaker]:
 
 def _base(plan: Plan) -> str:
     """The same of models that have the same weights below their adapters, in the same numbers."""
-    steps = plan.steps
+    steps, settings = plan.steps, plan.settings
     load = replace(steps.load, adapter=None, adapter_fingerprint=None)
-    return repr(
-        (
-            load,
-            steps.patch,
-            plan.settings.method.quantization,
-            plan.settings.model.new_tokens,
-            encoding_of(plan),
-            steps.train.autocast,
-        )
-    )
+    held = (load, steps.patch, settings.method.quantization, settings.model.new_tokens)
+    return repr((*held, encoding_of(plan), steps.train.autocast))
 
 
 def _message(text: str) -> str:

@@ -87,10 +87,9 @@ def _what(plan: Plan, made: Plan | None, base: str) -> str:
 
 def _data(made: Plan) -> str:
     rows = [_source(name, source) for name, source in made.sources.items()]
-    held = made.settings.data.validation_fraction
-    beside = (
-        f"\n{100 * held:g} % of the rows were held out.\n" if held and made.settings.data.validation is None else ""
-    )
+    data = made.settings.data
+    held = data.validation_fraction if data.validation is None else 0
+    beside = f"\n{100 * held:g} % of the rows were held out.\n" if held else ""
     return f"## Data\n\n{_table(('set', 'from', 'format', 'bytes', 'sha256'), rows)}{beside}"
 
 
@@ -100,17 +99,14 @@ def _source(name: str, source: DataSource) -> tuple[str, ...]:
 
 
 def _plan(made: Plan) -> str:
-    stage = made.settings.stage
+    stage, bits = made.settings.stage, made.settings.method.quantization.bits
     counted = made.estimate.parameters
     rows = [
         ("plan", made.digest()),
         ("seed", str(made.settings.seed)),
         ("method", without_place(made.method)),
         ("trained parameters", f"{counted.trainable:,} of {counted.total:,}"),
-        (
-            "quantized base",
-            f"{made.settings.method.quantization.bits} bits" if made.settings.method.quantization.bits else "no",
-        ),
+        ("quantized base", f"{bits} bits" if bits else "no"),
         ("chat template", without_place(made.settings.model.template)),
         ("tokens a sequence", f"{made.steps.pack.max_length:,}"),
         ("stage", without_place(stage.name)),

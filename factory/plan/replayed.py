@@ -30,11 +30,8 @@ def _of_ranks(made: Plan, machine: Machine, *, launched: bool) -> Iterator[Refus
 
 def _memory(made: Plan, machine: Machine) -> list[Refusal]:
     """By what is free here: what was planned with is another machine's, or was free then."""
-    there = fitting.there_is(
-        machine,
-        made.steps.load.device,
-        made.settings.hardware.num_processes // made.settings.hardware.num_nodes,
-        free=True,
-    )
+    hardware = made.settings.hardware
+    of_node = hardware.num_processes // hardware.num_nodes
+    there = fitting.there_is(machine, made.steps.load.device, of_node, free=True)
     memory = replace(made.estimate.memory, capacity=there)
     return fitting.against_memory(replace(made, estimate=replace(made.estimate, memory=memory)))

@@ -17,7 +17,7 @@ class Ddp(Shared):
         assert agree(run, self.trained), "the ranks start from different weights"
         with warnings.catch_warnings():  # its word for broadcast_buffers is not there in older versions
             warnings.simplefilter("ignore", FutureWarning)
-            self._parallel = DistributedDataParallel(Root(model), **self._plan.ranks.configuration)
+            self._parallel = DistributedDataParallel(Root(model), **run.plan.steps.train.ranks.configuration)
         self.root = self._parallel
 
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:

@@ -77,7 +77,7 @@ def roll(
     The policy's log-probabilities are those of the pass that trains it, not of the one that samples: the cache of keys
     and values rounds otherwise.
     """
-    plan, own = run.plan.steps, stage_keys(run.plan)
+    plan, own, size = run.plan.steps, stage_keys(run.plan), run.plan.settings.stage.batch_size
     device = plan.load.device
     model.eval()
     with autocast(run.plan):
@@ -85,13 +85,11 @@ def roll(
         drawn = Sampling(own["max_new_tokens"], own["temperature"], own["top_p"], own["top_k"], greedy)
         answers = sample(model, prompts, drawn, pad=dataset.pad, stops=dataset.ends.tokens, device=device)
         examples = [as_example(answer) for answer in answers]
-        found = [
-            batches.collate(part, dataset.pad, device) for part in parts(examples, run.plan.settings.stage.batch_size)
-        ]
+        found = [batches.collate(part, dataset.pad, device) for part in parts(examples, size)]
         mask = _mask(answers, device)
         multiplying_as_trained(model)  # from here on: token by token it is several times slower on a CPU
         collate = collating(run, dataset, padding_free=plan.pack.padding_free)
-        read = [collate(part) for part in parts(examples, run.plan.settings.stage.batch_size)]
+        read = [collate(part) for part in parts(examples, size)]
         log_probs, values = _policy(model, read, own["temperature"], value)
         reference = None
         if roles.reads_reference(run):

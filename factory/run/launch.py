@@ -194,17 +194,12 @@ def _started(plan: Plan, folder: RunFolder, resume_from: Path | None, lock: int)
     It holds the folder's lock too: whatever becomes of us, nobody writes beside it.
     """
     hardware = plan.settings.hardware
-    several, gathers = hardware.num_processes > 1, "weights" in SPLIT[hardware.strategy]
+    processes, gathers = hardware.num_processes, "weights" in SPLIT[hardware.strategy]
     threads = plan.steps.train.threads
-    own = {
-        **ENVIRONMENT,
-        **waiting(threads * hardware.num_processes),
-        **(_GIVEN_BACK if gathers else {}),
-        **allocator(plan),
-    }
+    own = {**ENVIRONMENT, **waiting(threads * processes), **(_GIVEN_BACK if gathers else {}), **allocator(plan)}
     environment = {**own, **os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault(STARTED, str(time.monotonic() - age_of(os.getpid())))
-    command = [sys.executable, "-m", "factory.ranks" if several else "factory.execute", str(folder.path)]
+    command = [sys.executable, "-m", "factory.ranks" if processes > 1 else "factory.execute", str(folder.path)]
     if resume_from is not None:
         command.append(str(resume_from))
     with folder.log.open("ab") as log:

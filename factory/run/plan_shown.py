@@ -172,10 +172,8 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _evaluation(plan: Plan) -> Iterator[tuple[str, str]]:
-    stage = plan.settings.stage
-    measured = registry.hook(
-        registry.spec("stages", stage.name), "MEASURES", "perplexity" if unit(plan) == "tokens" else "loss and rewards"
-    )
+    stage, usual = plan.settings.stage, "perplexity" if unit(plan) == "tokens" else "loss and rewards"
+    measured = registry.hook(registry.spec("stages", stage.name), "MEASURES", usual)
     if not plan.settings.evaluate.perplexity:
         yield "evaluate", f"no {measured}"
     elif plan.verb == "evaluate":

@@ -6,7 +6,7 @@ from typing import Any
 
 from factory.config import registry
 from factory.data.encoding import EncoderSpec, encoding_of, spec_of
-from factory.data.media import frames_of, processor_spec
+from factory.data.media.processor import frames_of, processor_spec
 from factory.data.prepare import Prepared, Progress, prepare
 from factory.execute.context import Run
 from factory.plan.plan import Plan

@@ -70,22 +70,12 @@ def feed(
 
     Each with this rank's share of its micro-batches, counted for itself: `of_all` adds up what the ranks have.
     """
-    plan = run.plan
+    stage, seed = run.plan.settings.stage, run.plan.settings.seed
     collate = collating(run, dataset, reference, padding_free=run.plan.steps.pack.padding_free)
-    size, accumulation = plan.settings.stage.batch_size, micro_batches(plan.settings)
+    size, accumulation = stage.batch_size, micro_batches(run.plan.settings)
     if dataset.stream is None:
-        share = run.world.share
-        return batches.steps(
-            dataset.train,
-            size,
-            accumulation,
-            run.plan.settings.seed,
-            first,
-            last,
-            collate,
-            share,
-            by_length=not compares(plan),
-        )
+        share, sorts = run.world.share, not compares(run.plan)
+        return batches.steps(dataset.train, size, accumulation, seed, first, last, collate, share, by_length=sorts)
     return dataset.stream.steps(
         size, accumulation, collate, None if position is None else stream.Position.from_json(position)
     )

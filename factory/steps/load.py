@@ -32,23 +32,19 @@ def load(run: Run) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig
 
-    plan = run.plan.steps.load
+    plan, model = run.plan.steps.load, run.plan.settings.model
     torch.set_float32_matmul_precision(plan.float32_matmul)
-    with source.readable(plan, allow_pickle=run.plan.settings.model.allow_pickle):
+    with source.readable(plan, allow_pickle=model.allow_pickle):
         if run.plan.export is None or run.plan.settings.export.format != "adapter":  # which is written without its base
-            source.check_hub(plan, allow_pickle=run.plan.settings.model.allow_pickle)
+            source.check_hub(plan, allow_pickle=model.allow_pickle)
         path = source.folder(run)
         config = AutoConfig.from_pretrained(
-            _config_folder(plan, path),
-            revision=plan.revision,
-            trust_remote_code=run.plan.settings.model.trust_remote_code,
+            _config_folder(plan, path), revision=plan.revision, trust_remote_code=model.trust_remote_code
         )
-        tokenizer = read_tokenizer(
-            path, plan.revision, run.plan.settings.model.trust_remote_code, run.plan.settings.model.template
-        )
+        tokenizer = read_tokenizer(path, plan.revision, model.trust_remote_code, model.template)
     check_template(run.plan, tokenizer)
     patch = run.plan.steps.patch
-    add_tokens(tokenizer, run.plan.settings.model.new_tokens)
+    add_tokens(tokenizer, model.new_tokens)
     _check_vocabulary(tokens_of(tokenizer), patch.vocabulary, patch.new_rows, run)
     more = multimodal(type(config))
     processor = read_processor(path, plan.revision) if more else {}

@@ -60,8 +60,7 @@ def questions(run: Run, tokenizer: Any, dataset: Dataset) -> dict[str, Any]:
 
 
 def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
-    plan = run.plan.settings.evaluate
-    found = run.plan.steps.evaluate.harness
+    plan, found = run.plan.settings.evaluate, run.plan.steps.evaluate.harness
     if not plan.harness:
         return None
     from jinja2 import TemplateError
@@ -79,9 +78,8 @@ def _tasks(run: Run, tokenizer: Any) -> harness.Tasks | None:
             return write([each for each in said if each["role"] != "system"])
 
     room = run.plan.steps.patch.reach
-    return harness.read(
-        plan, found and found.path, seed=run.plan.settings.seed, chat=chat if plan.chat else None, context=room
-    )
+    folder, seed = found and found.path, run.plan.settings.seed
+    return harness.read(plan, folder, seed=seed, chat=chat if plan.chat else None, context=room)
 
 
 def score(

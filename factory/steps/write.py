@@ -6,7 +6,7 @@ from typing import Any
 from factory import saved_adapter
 from factory.config.refusal import refuse
 from factory.data.encoding import encoding_of
-from factory.data.media import frames_of, processor_spec
+from factory.data.media.processor import frames_of, processor_spec
 from factory.inference.prompts import Prompts
 from factory.inference.room import OWN, Opening, Room, behind
 from factory.steps import source

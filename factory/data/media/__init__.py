@@ -6,17 +6,8 @@ given of it is made when the batch is.
 
 from factory.data.media.batch import Inputs
 from factory.data.media.expand import Expander
-from factory.data.media.processor import Processor, ProcessorSpec, frames_of, processor_spec
+from factory.data.media.processor import Processor, ProcessorSpec, processor_spec
 from factory.data.media.read import read_image
 from factory.data.media.video import read_video
 
-__all__ = [
-    "Expander",
-    "Inputs",
-    "Processor",
-    "ProcessorSpec",
-    "frames_of",
-    "processor_spec",
-    "read_image",
-    "read_video",
-]
+__all__ = ["Expander", "Inputs", "Processor", "ProcessorSpec", "processor_spec", "read_image", "read_video"]
