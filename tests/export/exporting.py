@@ -26,7 +26,7 @@ SHORT = (
 
 def planned(*words: str) -> Plan:
     """The plan of `factory export WORDS`. Raises UserError."""
-    composed = of_export(compose.parse([*HERE, *words]))
+    composed = of_export(compose.parse([*HERE, *words], "export"))
     return cli._compiled(replace(composed, run_dir="export-run"), training=True, verb="export")
 
 

@@ -57,7 +57,7 @@ def test_what_is_offered_is_read_whatever_the_folder_is_called(name: str, here: 
     told = next_commands(compiled("hardware=cpu", training=False), RunFolder(f"outputs/{name}"))
     (export,) = (line for line in _commands(told) if line[-3] == "export")
     assert export[-2] == f"run=outputs/{name}"
-    assert compose.compose(compose.parse(export[-1:])).tree["export"]["dir"] == f"exports/{name}"
+    assert compose.compose(compose.parse(export[-1:], "export")).tree["export"]["dir"] == f"exports/{name}"
     (here / name).mkdir()
     (here / name / "chat_template.jinja").write_text("")
     ((*_, chat),) = _exported(dir=name)
