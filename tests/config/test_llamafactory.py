@@ -525,7 +525,7 @@ def test_freeze_names_layers_and_modules_as_there(catalogue: Path) -> None:
     named = {"freeze_trainable_modules": "mlp", "freeze_extra_modules": "norm, embed_tokens"}
     found = said(catalogue, finetuning_type="freeze", freeze_trainable_layers=-2, use_cpu=True, **named)
     assert found.missing == {}
-    settings = to_tree(compiled(*found.as_overrides()).steps.attach)["settings"]
+    settings = to_tree(compiled(*found.as_overrides()).settings.method)
     assert (settings["num_layers"], settings["position"]) == (2, "first")
     assert (settings["modules"], settings["extra_modules"]) == (["mlp"], ["norm", "embed_tokens"])
 
@@ -655,7 +655,7 @@ def test_what_trains_beside_the_language_model_is_translated(given: dict[str, An
     found = said(here, **given)
     assert found.overrides["method.parts"] == parts and not found.missing
     words = ("model=qwen2.5_vl_7b", "data=demo_images", f"method={found.overrides['method']}", f"method.parts={parts}")
-    assert compiled(*words, training=False).settings.method["parts"] == parts.strip("[]").split(",")
+    assert compiled(*words, training=False).settings.method.parts == tuple(parts.strip("[]").split(","))
 
 
 def test_what_their_examples_freeze_is_frozen_here_anyway(here: Path) -> None:
@@ -748,7 +748,7 @@ def test_llama_pro_adds_its_layers_itself(catalogue: Path) -> None:
     found = said(catalogue, **asked, freeze_trainable_layers=6)
     assert found.missing == {} and "without them" in found.noted["use_llama_pro"]
     plan = compiled(*found.as_overrides())
-    assert (plan.settings.method.name, plan.settings.method["num_new_layers"]) == ("llama_pro", 6)
+    assert (plan.settings.method.name, plan.settings.method.num_new_layers) == ("llama_pro", 6)
     assert said(catalogue, **asked).overrides["method.num_new_layers"] == "2"  # their default
     with pytest.raises(UserError, match=r"method=llama_pro method.num_new_layers=6 in the place"):
         said(catalogue, **asked | {"freeze_trainable_layers": 6, "model_name_or_path": "models/pro"})

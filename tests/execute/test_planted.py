@@ -244,10 +244,9 @@ def test_ranks_that_hold_other_weights(monkeypatch: Patch) -> None:
     monkeypatch.setattr(shared.Shared, "finish", lambda engine: None)
     checks: dict[str, bool] = {}
     world = SimpleNamespace(gathered=lambda sums: [sums, [[one + 1, other] for one, other in sums]])
-    run = SimpleNamespace(world=world, check=lambda name, passed, detail: checks.update({name: passed}))
-    engine: Any = SimpleNamespace(
-        _run=run, trained={"a": torch.ones(2)}, _plan=SimpleNamespace(ranks=SimpleNamespace(processes=2))
-    )
+    plan = SimpleNamespace(settings=SimpleNamespace(hardware=SimpleNamespace(num_processes=2)))
+    run = SimpleNamespace(plan=plan, world=world, check=lambda name, passed, detail: checks.update({name: passed}))
+    engine: Any = SimpleNamespace(_run=run, trained={"a": torch.ones(2)})
     monkeypatch.setattr("factory.ranks.ddp.super", lambda: SimpleNamespace(finish=lambda: None), raising=False)
     Ddp.finish(engine)
     assert checks == {"ranks_agree": False}

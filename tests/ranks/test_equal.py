@@ -249,11 +249,15 @@ def test_one_process_may_have_a_strategy(
     """As with hardware.offload on a GPU; here all is on the CPU, for which no plan of it compiles."""
     plan = planned(splitting, 2, *overrides("sft", models))
     train = plan.steps.train
-    ranks = replace(train.ranks, processes=1)
+    ranks, settings = train.ranks, plan.settings
     if splitting in ZERO:
         ranks = replace(ranks, configuration={**ranks.configuration, "gradient_accumulation_steps": MICRO_BATCHES})
-    train = replace(train, ranks=ranks, gradient_accumulation_steps=MICRO_BATCHES)
-    found = alone(where / f"{splitting}-alone", replace(plan, steps=replace(plan.steps, train=train)))
+    plan = replace(plan, steps=replace(plan.steps, train=replace(train, ranks=ranks)))
+    plan = plan.with_settings(
+        hardware=settings.hardware.model_copy(update={"num_processes": 1}),
+        stage=settings.stage.model_copy(update={"gradient_accumulation_steps": MICRO_BATCHES}),
+    )
+    found = alone(where / f"{splitting}-alone", plan)
     assert_equal(found, one["sft"])
 
 

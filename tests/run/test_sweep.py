@@ -69,7 +69,7 @@ def test_one_refused_job_stops_no_other(said: str, where: Path) -> None:
         report = json.loads((folder / job / "report.json").read_text())
         assert report["status"] == "finished"
         plan = yaml.safe_load((folder / job / "plan.yaml").read_text())
-        assert plan["steps"]["attach"]["method"] == method
+        assert plan["settings"]["method"]["name"] == method
         assert (folder / job / "model").is_dir()
 
 
