@@ -237,7 +237,7 @@ def test_an_unknown_key_is_refused_in_a_file_of_options(here: Path) -> None:
     own = _own(here, "method", "defaults: [lora]\nrnk: 3\n")
     assert [found.rule for found in refusals(*own, "method=own", training=False)] == ["unknown-key"]
     own = _own(here, "method", "defaults: [lora]\nrank: 3\n")
-    assert compiled(*own, "method=own", training=False).settings.method["rank"] == 3
+    assert compiled(*own, "method=own", training=False).settings.method.rank == 3
 
 
 def test_an_unknown_key_is_refused_in_a_recipe(here: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_value_that_is_not_there_is_told_without_omegaconfs_inner_names(text: 
 def test_an_interpolation_of_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("FACTORY_RANK", "4")
     plan = compiled("method.rank='${oc.env:FACTORY_RANK}'", training=False)
-    assert plan.settings.method["rank"] == 4
+    assert plan.settings.method.rank == 4
 
 
 def test_all_violated_rules_are_listed_at_once(command: Command, here: Path) -> None:

@@ -222,7 +222,7 @@ def test_variants_of_lora_go_together(catalogue: Path) -> None:
     found = said(catalogue, use_rslora=True, use_dora=True, loraplus_lr_ratio=16, use_cpu=True)
     assert found.missing == {}
     attach = compiled(*found.as_overrides()).settings.method
-    assert (attach["rslora"], attach["dora"], attach["b_learning_rate_ratio"]) == (True, True, 16)
+    assert (attach.rslora, attach.dora, attach.b_learning_rate_ratio) == (True, True, 16)
 
 
 @pytest.mark.parametrize("name", ["default", "intern2"])

@@ -216,7 +216,7 @@ def test_what_is_said_again_is_told() -> None:
     plan = compiled(
         "method=lora", "method=dora", "seed=1", "++method.rank=4", "method.rank=2", "seed=1", training=False
     )
-    assert plan.options["method"] == "dora" and plan.settings.method["rank"] == 2
+    assert plan.options["method"] == "dora" and plan.settings.method.rank == 2
     assert [note for note in plan.notes if "replaced" in note] == [
         "method=lora is replaced by method=dora, which stands after it",
         "++method.rank=4 is replaced by method.rank=2, which stands after it",

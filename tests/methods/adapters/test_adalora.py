@@ -231,7 +231,7 @@ def test_goes_on_with_what_was_kept(own: tuple[str, ...], near: float, execute: 
         first.result["evaluate"]["perplexity"], rel=near
     )
     assert plan.estimate.parameters.trainable == sum(value.numel() for value in weights.values())
-    assert plan.settings.method["ranks"] == ranks
+    assert plan.settings.method.ranks == ranks
     assert [note for note in plan.notes if f"pruned to {kept} of {START * ADAPTERS} singular values" in note]
     assert all(check["passed"] for check in second.run.checks.values()), second.run.checks
     assert {"trainable_as_planned", "gradients_alive"} <= second.run.checks.keys()
@@ -311,7 +311,7 @@ def test_an_unpruned_one_has_its_ranks_chosen(execute: Callable[..., Any], tmp_p
     first.train()
     first.method.export(first.model, first.settings, tmp_path)
     done = execute(*PLAIN, f"model.adapter={tmp_path}")
-    assert done.run.plan.settings.method["ranks"] is None
+    assert done.run.plan.settings.method.ranks is None
     assert sum(values_by_layer(done.run.folder.model).values()) == KEPT * ADAPTERS
 
 
