@@ -23,7 +23,7 @@ from memory import Case, read, words
 
 from factory.estimate import speed
 from factory.plan.facts import Measured
-from factory.run import calibration
+from factory.plan.inspect import calibration
 
 STEPS = 5
 CLOCK = """

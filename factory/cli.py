@@ -160,7 +160,7 @@ def explain(arguments: list[str]) -> int:
 
 def models(arguments: list[str]) -> int:
     """the options of `model`, filtered by words: models llama apache; models vision; models.format=json"""
-    from factory.config.models import as_json, rows, table
+    from factory.verbs.models import as_json, rows, table
 
     line = compose.parse(arguments, takes_words=True)
     asked = line.overrides[-1].partition("=")[2] if line.overrides else "text"
@@ -193,8 +193,8 @@ def doctor(arguments: list[str]) -> int:
 
 def import_config(arguments: list[str]) -> int:
     """a config of LLaMA-Factory (FILE.yaml) as a command line of this one, with what has no equal, and why"""
-    from factory.config.imported import llamafactory
-    from factory.config.imported.said import as_script
+    from factory.verbs import import_config as llamafactory
+    from factory.verbs.import_config.said import as_script
 
     if len(arguments) != 1:
         raise refuse(

@@ -8,10 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 from factory import cli, help, templates
-from factory.config import groups, models
+from factory.config import groups
 from factory.config.compose import OWN
 from factory.config.keys import Key, describe
 from factory.config.settings import all_keys
+from factory.verbs import models
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 NOTE = "`make golden` writes this page; a test holds it."

@@ -16,7 +16,7 @@ import pytest
 
 import factory
 from factory import cli
-from factory.config import compose, models, registry
+from factory.config import compose, registry
 from factory.config.keys import Key, walk
 from factory.config.refusal import UserError
 from factory.config.settings import NAMED, Method, Stage, all_keys
@@ -24,6 +24,7 @@ from factory.config.values import to_tree
 from factory.plan import plan
 from factory.plan.inspect import model
 from factory.plan.plan import Plan
+from factory.verbs import models
 
 # keys that decide what is shown alone; each has a test of its own below
 SCREENS = {"model.family", "plan.format", "plan.search", "preview.format", "preview.rows", "preview.html"}

@@ -11,8 +11,9 @@ import pytest
 from conftest import Said, refusals
 
 from factory import cli
-from factory.config import compose, groups, models, settings
+from factory.config import compose, groups, settings
 from factory.execute.report import as_json
+from factory.verbs import models
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [ROOT / "docs", ROOT / "docs" / "guides", ROOT / "docs" / "reference"]

@@ -11,7 +11,6 @@ from typing import Any
 from factory.config import compose
 from factory.config.refusal import refuse
 from factory.config.words import config_dir_flags, program
-from factory.plan.plan import Plan
 
 _board_line = partial(refuse, "board-line", fix="paste a command line of one run, as `factory method=qlora stage=dpo`")
 
@@ -26,19 +25,19 @@ def name_of(text: str) -> str:
     return text.lstrip("+~").partition("=")[0]
 
 
-def said_by(plan: Plan, without: Iterable[str] = ()) -> list[str]:
-    """What a plan's own line said, for a shell, but for what one run alone has and for the keys of these patterns."""
-    return _said(plan.overrides, plan.config_dirs, without)
-
-
 def again(verb: str, overrides: Iterable[str], config_dirs: Iterable[str]) -> str:
     """The command that a plan of these is compiled by, for a shell; what trains nothing reads no method."""
     return " ".join(
-        [program("factory"), shlex.quote(verb), *_said(overrides, config_dirs, () if verb == "train" else ("method",))]
+        [
+            program("factory"),
+            shlex.quote(verb),
+            *arguments(overrides, config_dirs, () if verb == "train" else ("method",)),
+        ]
     )
 
 
-def _said(overrides: Iterable[str], config_dirs: Iterable[str], without: Iterable[str]) -> list[str]:
+def arguments(overrides: Iterable[str], config_dirs: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+    """Return the words of a shell that repeat a line, without the run's own places and keys of these patterns."""
     left_out = (*without, "hydra.*", "stage.resume")
     kept = (text for text in overrides if not any(fnmatchcase(name_of(text), pattern) for pattern in left_out))
     return [*config_dir_flags(config_dirs), *map(shlex.quote, kept)]

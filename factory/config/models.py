@@ -1,33 +1,10 @@
-"""The options of the group `model` as `factory models` lists them."""
+"""The keys of an option of the group `model`, without a composition."""
 
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from factory.architecture import architecture, media_of
-from factory.config import groups
-from factory.config.refusal import UserError, did_you_mean, refuse
-from factory.config.words import not_shown
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_WIDE = 110  # columns from which a table shows where a model is from
-_LEAST = ("template", "context", "licence", "parameters")  # left out in this order where there is no room
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    option: str
-    path: str
-    family: str
-    parameters: int | None  # None: an option of the user's own, whose folder is read when it is planned
-    context_length: int | None
-    template: str
-    license: str
-    gated: bool
-    vision: bool
-    audio: bool
+from factory.config import compose, groups
+from factory.config.refusal import UserError, refuse
 
 
 def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -37,8 +14,6 @@ def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     files = (folder / "model" / f"{option}.yaml" for folder in groups.folders(config_dirs)[:-1])
     if (file := next((file for file in files if file.is_file()), None)) is not None:
-        from factory.config import compose
-
         line = compose.CommandLine(overrides=(f"model={option}",), config_dirs=config_dirs)
         try:
             return dict(compose.compose(line).tree["model"])
@@ -48,119 +23,13 @@ def numbers(option: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
             because, fix = "an option is a mapping of keys", "begin it with defaults: [_base]"
             raise refuse("compose", str(file), "it is no mapping", because=because, fix=fix) from None
     found = groups.packaged("model", option).config
-    merged: dict[str, Any] = {}
+    keys = dict[str, Any]()
     for base in found.get("defaults", ()):
-        merged = _merge(merged, numbers(base))
-    return _merge(merged, {name: value for name, value in found.items() if name != "defaults"})
+        keys = merged(keys, numbers(base))
+    return merged(keys, {name: value for name, value in found.items() if name != "defaults"})
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {name: _merge(below[name], value) for name, value in above.items() if _nested(below.get(name), value)}
-    return {**below, **above, **both}
-
-
-def _nested(one: Any, other: Any) -> bool:
-    return isinstance(one, dict) and isinstance(other, dict)
-
-
-def rows(words: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> list[Row]:
-    """The options in which every word occurs: in name, path, family or licence, or as `vision`, `audio` or `gated`."""
-    base = numbers("_base")
-    found = [
-        _row(option, _merge(base, numbers(option, config_dirs))) for option in groups.options("model", config_dirs)
-    ]
-    chosen = [row for row in found if all(word.lower() in _text(row) for word in words)]
-    if not chosen:
-        hint = did_you_mean(words[-1], [row.option for row in found] + [row.family for row in found])
-        raise refuse(
-            "no-such-model",
-            " ".join(words),
-            "no model option has all of these words",
-            because="`factory models` lists what has numbers of its own",
-            fix=f"{hint}any other model works by model.path=",
-        )
-    return sorted(chosen, key=lambda row: (row.family, row.parameters or 0, row.option))
-
-
-def _row(option: str, tree: dict[str, Any]) -> Row:
-    """Of keys of which an option of the user's own may have set any to anything."""
-    config, reach = tree["architecture"], tree["context_length"]
-    try:
-        arch = architecture(config if isinstance(config, dict) else {})
-    except UserError:  # an option of the user's own that names a folder: its numbers are read when it is planned
-        arch = None
-    media = set(media_of(arch)) if arch else set[str]()
-    return Row(
-        option=option,
-        path=str(_path(tree) or ""),
-        family=str(tree["family"] or ""),
-        parameters=arch.parameters() if arch else None,
-        context_length=reach if isinstance(reach, int) and reach else arch.context_length if arch else None,
-        template=str(tree["template"]),
-        license=str(tree["license"] or ""),
-        gated=bool(tree["gated"]),
-        vision=not media.isdisjoint(("images", "videos")),
-        audio="audios" in media,
-    )
-
-
-def _path(tree: dict[str, Any]) -> str:
-    return tree["hub"] if tree["path"] == "${model.hub}" else tree["path"]
-
-
-def option_of(path: object) -> str | None:
-    """The packaged option of a model's path."""
-    return _by_path().get(path) if isinstance(path, str) else None
-
-
-@cache
-def _by_path() -> dict[str, str]:
-    return {_path(numbers(option)): option for option in reversed(groups.options("model"))}
-
-
-def _text(row: Row) -> str:
-    return " ".join((row.option, row.path, row.family, row.license, *_marks(row))).lower()
-
-
-def _marks(row: Row) -> list[str]:
-    return [word for word in ("vision", "audio", "gated") if getattr(row, word)]
-
-
-def as_json(found: list[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in found]
-
-
-def table(rows: list[Row], *, width: int) -> "Table":
-    """The model options, a line each, their names whole; what there is no room for is left out and told."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    from factory.run.screen import fitting
-
-    cells = [_cells(row) for row in rows]
-    widths = {name: max(len(name), *(len(Text.from_markup(each[name])) for each in cells)) for name in cells[0]}
-    del widths["hub"]
-    kept = [*fitting(widths, width, _LEAST, gap=3), *(["hub"] if width >= _WIDE else [])]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model=", overflow="fold", min_width=min(widths["model="], width))
-    for name in kept[1:]:
-        table.add_column(name, no_wrap=True, justify="right" if name in ("parameters", "context") else "left")
-    for each in cells:
-        table.add_row(*(each[name] for name in kept))
-    left_out = [name for name in widths if name not in kept]
-    count = f"{len(rows)} options, {len({row.family for row in rows})} families"
-    table.caption = "\n".join([count, *([not_shown(left_out)] if left_out else [])])
-    return table
-
-
-def _cells(row: Row) -> dict[str, str]:
-    marks = "".join(f" {word}" for word in _marks(row))
-    return {
-        "model=": row.option,
-        "parameters": f"{row.parameters / 1e9:,.2f} B" if row.parameters else "?",
-        "context": f"{row.context_length:,}" if row.context_length else "?",
-        "template": row.template,
-        "licence": f"{row.license}[dim]{marks}[/dim]",
-        "hub": row.path,
-    }
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return both, the keys of `above` over those of `below`."""
+    nested = {name for name, value in above.items() if isinstance(value, dict) and isinstance(below.get(name), dict)}
+    return {**below, **above, **{name: merged(below[name], above[name]) for name in nested}}

@@ -7,12 +7,12 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+from factory.config import function
 from factory.config.refusal import UserError, refuse
-from factory.data import function
-from factory.data.record import Kind
 
+Kind = Literal["text", "messages", "pairs", "labelled"]  # of rows that a stage reads
 KINDS: tuple[str, ...] = get_args(Kind)
 # what a spec and a run must have, both in the one file
 _NEEDED = {

@@ -9,31 +9,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from factory.architecture import Architecture
 from factory.config import own
 
-Kind = Literal["methods", "stages"]
+Part = Literal["methods", "stages"]
 _PACKAGE = Path(__file__).parents[1]
 
 
 @cache
-def names(kind: Kind) -> tuple[str, ...]:
+def names(kind: Part) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in (_PACKAGE / kind).glob("*/spec.py")))
 
 
-def runnable(kind: Kind, name: str) -> bool:
+def runnable(kind: Part, name: str) -> bool:
     """Whether there is a torch part: a spec alone can be planned, not trained."""
     return own.is_code(name) or (_PACKAGE / kind / name / "run.py").is_file()
 
 
-def spec(kind: Kind, name: str) -> ModuleType:
+def spec(kind: Part, name: str) -> ModuleType:
     """Raises UserError where it is a file that cannot be one."""
     if own.is_code(name):
         return own.module(kind, name)
     return importlib.import_module(f"factory.{kind}.{name}.spec")
 
 
-def run(kind: Kind, name: str) -> ModuleType:
+def run(kind: Part, name: str) -> ModuleType:
     if own.is_code(name):
         return own.module(kind, name)
     return importlib.import_module(f"factory.{kind}.{name}.run")
@@ -48,12 +47,6 @@ def starts_from_weights(method: ModuleType, settings: Any) -> bool:
     """Whether a method, by its spec, takes its adapter's start out of the weights."""
     starts = hook(method, "starts_from_weights")
     return starts is not None and starts(settings)
-
-
-def expanded(method: ModuleType, settings: Any, arch: Architecture) -> Architecture:
-    """With the layers that the method, by its spec, adds."""
-    expand = hook(method, "expanded")
-    return expand(settings, arch) if expand else arch
 
 
 def samples_answers(stage: ModuleType) -> bool:

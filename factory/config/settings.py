@@ -578,7 +578,7 @@ OF_TRAINING = frozenset(
 )
 
 
-def _spec_settings(kind: registry.Kind, value: Any) -> Any:
+def _spec_settings(kind: registry.Part, value: Any) -> Any:
     """Validate a method's or stage's keys by the model of its name."""
     if isinstance(value, BaseModel) or not isinstance(value, dict):
         return value
@@ -600,7 +600,7 @@ class _GoneStage(Stage, extra="allow"):
     """The keys of a stage whose file is gone."""
 
 
-_GONE: dict[registry.Kind, type[Group]] = {"methods": _GoneMethod, "stages": _GoneStage}
+_GONE: dict[registry.Part, type[Group]] = {"methods": _GoneMethod, "stages": _GoneStage}
 
 
 _OF_A_VERB: Any = Field(default=None)  # None where another verb is composed, which reads none of it
@@ -648,7 +648,7 @@ class Settings(Group):
 
 _PROVENANCE = ("options", "overrides", "run_dir", "config_dirs", "verb")
 # the groups whose keys depend on the name inside them
-NAMED: dict[str, registry.Kind] = {"method": "methods", "stage": "stages"}
+NAMED: dict[str, registry.Part] = {"method": "methods", "stage": "stages"}
 # the groups whose keys are always the same
 GROUPS: dict[str, type[BaseModel]] = {
     name: kind

@@ -48,7 +48,7 @@ NAMES = {
     },
     "hardware": dict.fromkeys(("gpu", "cuda"), "single_gpu"),
 }
-_TABLE = Path(__file__).parent / "imported" / "llamafactory" / "table.yaml"
+_TABLE = Path(__file__).with_name("llamafactory.yaml")
 _PATHS = {
     "model": "model.path={}",
     "data": "data=file data.path={}",
@@ -116,9 +116,7 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
     if group in _PATHS and os.path.exists(name):  # noqa: PTH110  as in `setting_meant`
         return _PATHS[group].format(name)
     if group in _HUB and HUB_ID.fullmatch(name):
-        from factory.config.models import option_of
-
-        return (option_of(name) if group == "model" else _set_of(name)) or _HUB[group].format(name)
+        return tables.option_of(group, name) or _HUB[group].format(name)
     if group == "hardware" and re.fullmatch(r"\d+ ?[kmgt]i?b", name.lower()):
         return f"hardware.memory={name}"
     if (own := _own_options(group, name)) and "/" not in name:  # options lie in their group's folder itself
@@ -127,12 +125,6 @@ def _option_meant(group: str, name: str, known: list[str]) -> str | None:
         return _PATHS[group].format(rows)
     small = name.lower()
     return NAMES.get(group, {}).get(small) or (small if small in known else None)
-
-
-def _set_of(hub_id: str) -> str | None:
-    """The option of a data set on the hub."""
-    rows = tables.options("data").items()
-    return next((name for name, row in rows if row.config.get("path") == hub_id), None)
 
 
 def _own_options(group: str, name: str) -> str | None:

@@ -33,6 +33,12 @@ def options(group: str) -> dict[str, Option]:
     return dict(_TABLES[group]()) if group in _TABLES else {}
 
 
+def option_of(group: str, path: object) -> str | None:
+    """Return the first option of a group that is this id on the hub, or this path."""
+    found = options(group).items()
+    return next((name for name, row in found if path in (row.config.get("hub"), row.config.get("path"))), None)
+
+
 def of_file(file: Path) -> Option:
     """Return the option that a file holds; its first comment says what it is."""
     text = file.read_text(encoding="utf-8")

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from factory import cache
 from factory.data import packing
-from factory.data.known import code
 from factory.data.packing import Integers, Pieces
 from factory.data.prepare.store import Prepared, Side, writing
 from factory.data.record import Kind, Medium
+from factory.plan.known import code
 from factory.plan.plan import Pack
 
 IGNORED = -100  # a label that is not trained, as torch's cross entropy has it

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
-Kind = Literal["text", "messages", "pairs", "labelled"]
+from factory.config.own import Kind as Kind
+
 # what rows may be as they come: of prompts the records are messages without a response
 RowKind = Literal["text", "messages", "pairs", "labelled", "prompts"]
 Role = Literal["system", "user", "assistant", "tool"]

@@ -40,7 +40,8 @@ class Tuned:
     @cached_property
     def expanded(self) -> Architecture:
         """With the layers that the method adds."""
-        return registry.expanded(self.spec, self.method, self.arch)
+        expand = registry.hook(self.spec, "expanded")
+        return expand(self.method, self.arch) if expand else self.arch
 
     @property
     def number(self) -> int:

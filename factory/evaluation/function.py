@@ -5,8 +5,8 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from factory.config import function
 from factory.config.refusal import UserError, refuse
-from factory.data import function
 from factory.rewards.checked import scores
 
 _metric_function = partial(

@@ -4,8 +4,8 @@ from functools import partial
 from typing import Literal
 
 from factory.benchmarks.types import NAMES as BENCHMARKS
+from factory.config import function
 from factory.config.refusal import refuse
-from factory.data import function
 from factory.metrics import METRICS
 
 __all__ = ["METRICS", "kind", "not_finite", "shown", "taken"]

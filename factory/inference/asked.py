@@ -9,9 +9,8 @@ from pathlib import Path
 from factory.config.groups import GROUPS
 from factory.config.line import group_of, run_of, unquoted
 from factory.config.refusal import Refusal, UserError, did_you_mean, refusal
-from factory.config.settings import all_keys
+from factory.config.settings import Verb, all_keys
 from factory.config.words import ends
-from factory.plan.plan import Verb
 from factory.plan.saved import Saved, scores
 
 _chat_compare = partial(

@@ -7,7 +7,8 @@ from typing import Any
 from factory.config import compose, settings
 from factory.config.refusal import UserError
 from factory.config.settings import Settings
-from factory.data import catalogue, known
+from factory.data import catalogue
+from factory.plan import known
 from factory.plan.compiler import compile
 from factory.plan.facts import Facts
 from factory.plan.inspect import asked, look

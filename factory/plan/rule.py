@@ -41,7 +41,8 @@ class Case:
     @cached_property
     def expanded(self) -> Architecture:
         """With the layers that the method adds."""
-        return registry.expanded(self.method_spec, self.settings.method, self.arch)
+        expand = registry.hook(self.method_spec, "expanded")
+        return expand(self.settings.method, self.arch) if expand else self.arch
 
     @property
     def traits(self) -> Traits:

@@ -55,7 +55,7 @@ _MODULES = (
 def rules_for(settings: Settings) -> list[Rule]:
     """Return the rules of every run, of its verb, and of its method and stage: where these and their bases are."""
     modules = [*_MODULES, *([exporting] if settings.verb == "export" else [])]
-    kinds: tuple[tuple[registry.Kind, Any], ...] = (("methods", settings.method), ("stages", settings.stage))
+    kinds: tuple[tuple[registry.Part, Any], ...] = (("methods", settings.method), ("stages", settings.stage))
     for kind, chosen in kinds:
         if chosen is not None:
             modules += [registry.spec(kind, chosen.name), *_bases(type(chosen))]
@@ -64,7 +64,7 @@ def rules_for(settings: Settings) -> list[Rule]:
 
 def all_rules() -> list[Rule]:
     """Return the rules of every packaged method and stage too."""
-    kinds: tuple[registry.Kind, ...] = ("methods", "stages")
+    kinds: tuple[registry.Part, ...] = ("methods", "stages")
     specs = [registry.spec(kind, name) for kind in kinds for name in registry.names(kind)]
     return _rules([*_MODULES, exporting, *specs, *(base for spec in specs for base in _bases(spec.Settings))])
 

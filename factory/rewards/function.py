@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from factory.config import function
 from factory.config.refusal import UserError, refuse
-from factory.data import function
 
 
 def by_function(path: str, _own: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.data import function
+from factory.config import function
 
 Kind = Literal["function", "trl", "server"]
 

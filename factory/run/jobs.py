@@ -18,7 +18,7 @@ from factory.config.compose import Composed
 from factory.config.refusal import Refusal, UserError, refuse
 from factory.config.values import to_tree
 from factory.config.words import between, duration, not_shown, size
-from factory.execute.verify import matter
+from factory.plan.diff import matter
 from factory.plan.plan import KNOWN_LATER, Plan, read_plan, to_json
 from factory.run.folder import RunFolder, read_json, runs_here
 from factory.run.screen import fitting

@@ -22,11 +22,10 @@ from factory.execute import memory
 from factory.execute.__main__ import FAILED, INTERRUPTED
 from factory.execute.context import STARTED, age_of
 from factory.execute.report import OUT_OF_MEMORY, as_json, blank, spent
-from factory.plan.inspect import cgroup
+from factory.plan.inspect import calibration, cgroup
 from factory.plan.inspect.machine import look_at_machine
 from factory.plan.plan import Plan, to_yaml
 from factory.ranks.spec import SPLIT
-from factory.run import calibration
 from factory.run.advice import Anew, cheapest
 from factory.run.folder import RunFolder, last_logged, read_json, step_of, unwritable, write_whole
 from factory.run.next_commands import next_commands

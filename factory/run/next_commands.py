@@ -6,7 +6,7 @@ from itertools import starmap
 from pathlib import Path
 
 from factory.config import registry
-from factory.config.line import said_by, setting
+from factory.config.line import arguments, setting
 from factory.config.words import program
 from factory.plan.heads import writes
 from factory.plan.plan import DataSource, Plan
@@ -39,9 +39,10 @@ def _after_training(plan: Plan, folder: RunFolder) -> Iterator[_Command]:
         yield shown, "curves and tables"
     yield f"{factory} train --from-plan {shlex.quote(str(folder.plan))}", "the same run again"
     compared = f"method={method},{'lora' if method == 'qlora' else 'qlora'}"
-    yield " ".join((factory, "-m", *said_by(plan, _OF_THE_METHOD), compared)), "compare methods"
+    kept = arguments(plan.overrides, plan.config_dirs, _OF_THE_METHOD)
+    yield " ".join((factory, "-m", *kept, compared)), "compare methods"
     if not any(starmap(_is_own, plan.sources.items())):
-        kept = said_by(plan, _OF_THE_ROWS)
+        kept = arguments(plan.overrides, plan.config_dirs, _OF_THE_ROWS)
         yield " ".join((factory, *kept, "data=file data.path=YOURS.jsonl")), "your own rows"
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from factory import templates
 from factory.config import registry
 from factory.config.refusal import refuse
-from factory.data import known, mix, proof
+from factory.data import mix, proof
 from factory.data.batches import examples
 from factory.data.dataset import Example, Samples, dataset
 from factory.data.encoding import Ends
@@ -23,6 +23,7 @@ from factory.data.record import Medium
 from factory.data.stream import Stream
 from factory.execute.context import Run
 from factory.execute.report import mostly_dropped
+from factory.plan import known
 from factory.plan.plan import Pack, Plan, stage_keys
 from factory.stages.rows import rows_per_step
 from factory.steps.align import Aligned

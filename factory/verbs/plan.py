@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,15 @@ from factory.config.values import to_tree
 from factory.execute.__main__ import REFUSED
 from factory.plan import diff
 from factory.plan.anew import Anew, compiled
-from factory.plan.plan import Plan, to_json, to_yaml
+from factory.plan.plan import Plan, read_plan, to_json, to_yaml
 from factory.run.advice import cheapest
+from factory.run.folder import RunFolder, is_mlflow_id
+from factory.tracking import from_mlflow
 from factory.verbs import composed as composed_of
 from factory.verbs import parsed, plan_of_a_sweep, refuse_unread, settings_of
 from factory.verbs.train import of_recipe, of_sweep
+
+_EXAMPLE = "--diff outputs/DATE/ONE outputs/DATE/OTHER"
 
 if TYPE_CHECKING:
     from factory.run.jobs import Job
@@ -165,7 +170,7 @@ def _diff(arguments: list[str]) -> int:
             ),
         )
     chosen = settings_of(rest, "plan")
-    one, other = (diff.read(name, chosen.tracking.mlflow) for name in names)
+    one, other = (plan_named(name, chosen.tracking.mlflow) for name in names)
     found = diff.differences(one, other)
     if chosen.plan.format == "json":
         print(json.dumps(diff.as_json(found), ensure_ascii=False))
@@ -175,3 +180,31 @@ def _diff(arguments: list[str]) -> int:
 
         print(as_text(found, (names[0], names[1]), console().width))
     return 0
+
+
+def plan_named(name: str, tracking_uri: str | None) -> Plan:
+    """The plan of a plan file, a run's folder or an MLflow run's id. Raises UserError."""
+    path = Path(name)
+    if path.is_dir():
+        return read_plan(RunFolder(path).plan, setting=f"--diff {name}", example=_EXAMPLE)
+    if not path.exists() and is_mlflow_id(name):
+        return _of_mlflow(name, tracking_uri)
+    return read_plan(path, setting=f"--diff {name}", example=_EXAMPLE)
+
+
+def _of_mlflow(run: str, uri: str | None) -> Plan:
+    setting = f"--diff {run}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            client = from_mlflow.reader(uri)
+            from_mlflow.run_of(client, run, str(uri))
+            found = from_mlflow.artifact(client, run, "plan.yaml", folder)
+        except from_mlflow.Unknown as unknown:
+            raise refuse(
+                "plan-missing",
+                setting,
+                str(unknown),
+                because="there is no plan to read",
+                fix=f"name one, as in {_EXAMPLE}",
+            ) from None
+        return read_plan(found, setting=setting, example=_EXAMPLE)

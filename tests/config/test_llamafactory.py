@@ -11,13 +11,13 @@ from conftest import compiled, refusals
 
 from factory import cli, templates
 from factory.config import compose, line, settings
-from factory.config.imported import llamafactory
-from factory.config.imported.llamafactory.table import table as their_table
-from factory.config.imported.said import Said, as_script
 from factory.config.refusal import UserError
 from factory.config.values import to_tree
 from factory.plan.plan import stage_keys
+from factory.verbs import import_config as llamafactory
 from factory.verbs import settings_of
+from factory.verbs.import_config.said import Said, as_script
+from factory.verbs.import_config.table import table as their_table
 
 BASE = {
     "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",

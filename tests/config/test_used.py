@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from factory import cli
-from factory.config.imported import llamafactory
-from factory.config.imported.llamafactory.table import table
-from factory.config.imported.said import Said
 from factory.config.refusal import UserError
+from factory.verbs import import_config as llamafactory
 from factory.verbs import use
+from factory.verbs.import_config.said import Said
+from factory.verbs.import_config.table import table
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TALK = {"model_name_or_path": MODEL, "template": "chatml", "trust_remote_code": True}

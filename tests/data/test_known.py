@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import compiled
 
-from factory.data import known
+from factory.plan import known
 from factory.plan.plan import Range
 
 DATA = ("data=file", "data.path=rows.txt", "stage=pt", "stage.num_epochs=3", "stage.batch_size=2")

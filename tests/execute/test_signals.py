@@ -16,7 +16,7 @@ from conftest import compiled
 from test_checkpoint import SHORT
 
 import factory.losses
-from factory.data import function
+from factory.config import function
 from factory.execute import executor
 from factory.execute.context import Interrupted, Run
 from factory.rewards import source

@@ -8,10 +8,10 @@ import yaml
 from conftest import composed as composed_of
 
 from factory import cli
-from factory.config.imported import llamafactory
-from factory.config.imported.llamafactory.table import table as their_table
-from factory.config.imported.said import as_script
+from factory.verbs import import_config as llamafactory
 from factory.verbs import use
+from factory.verbs.import_config.said import as_script
+from factory.verbs.import_config.table import table as their_table
 from fuzz.mutation import YAML_PIECES, changed, twisted
 
 _SEED = {

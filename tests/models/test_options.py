@@ -14,11 +14,13 @@ from conftest import compiled
 from rich.console import Console
 
 from factory.architecture import REMOTE_CODE, architecture
-from factory.config import compose, groups, models
+from factory.config import compose, groups, tables
+from factory.config import models as packaged
 from factory.config.keys import walk
 from factory.config.refusal import UserError
 from factory.config.settings import Model
 from factory.plan.inspect import model as look_model
+from factory.verbs import models
 
 OPTIONS = groups.options("model")
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
@@ -52,7 +54,7 @@ def built(numbers: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_tensors_are_those_that_transformers_builds(option: str) -> None:
-    numbers = models.numbers(option)["architecture"]
+    numbers = packaged.numbers(option)["architecture"]
     ours = dict(architecture(numbers).tensors())
     if numbers["model_type"] not in REMOTE_CODE:
         assert ours == built(json.dumps(numbers, sort_keys=True))
@@ -68,7 +70,7 @@ def test_the_parameters_are_those_that_are_published(option: str) -> None:
     entry = PUBLISHED[option]
     assert set(entry) <= {"parameters", "source", "beside", "rounded"}
     published = entry["parameters"] - sum(entry.get("beside", {}).values())
-    ours = architecture(models.numbers(option)["architecture"]).parameters()
+    ours = architecture(packaged.numbers(option)["architecture"]).parameters()
     assert ours == (pytest.approx(published, rel=0.01) if entry.get("rounded") else published)
 
 
@@ -87,13 +89,13 @@ def test_there_are_as_many_as_promised() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_has_exactly_the_schemas_keys(option: str) -> None:
-    assert {f"model.{key}" for key in models.numbers(option)} == {key.path for key in walk(Model, "model")}
+    assert {f"model.{key}" for key in packaged.numbers(option)} == {key.path for key in walk(Model, "model")}
 
 
 def test_an_option_is_read_as_hydra_composes_it() -> None:
     for option in ("llama3_8b", "qwen2.5_3b", "llava1.5_7b", "smollm2_135m"):
         composed = compose.compose(compose.CommandLine(overrides=(f"model={option}",))).tree["model"]
-        ours = models.numbers(option)
+        ours = packaged.numbers(option)
         assert ours["path"] == "${model.hub}"
         assert {**ours, "path": ours["hub"]} == composed
 
@@ -128,7 +130,7 @@ def test_a_file_of_ones_own_is_an_option_even_under_a_packaged_name(name: str, t
     tree = compose.compose(line).tree["model"]
     assert (tree["path"], tree["family"], tree["license"]) == ("me/mine", "qwen3", "apache-2.0")
     assert (tree["template"], "hidden_size" in tree["architecture"]) == ("auto", False)
-    assert models.numbers(name, dirs) == tree
+    assert packaged.numbers(name, dirs) == tree
 
 
 @pytest.mark.parametrize(
@@ -189,5 +191,5 @@ def test_an_options_name_is_whole_at_any_width(width: int) -> None:
 
 
 def test_each_is_found_by_its_path() -> None:
-    assert all(models.option_of(row.path) == row.option for row in models.rows())
-    assert models.option_of("no/such") is None and models.option_of(["a/b"]) is None
+    assert all(tables.option_of("model", row.path) == row.option for row in models.rows())
+    assert tables.option_of("model", "no/such") is None and tables.option_of("model", ["a/b"]) is None

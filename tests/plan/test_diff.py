@@ -12,6 +12,7 @@ from conftest import compiled
 
 from factory.plan import diff
 from factory.plan.plan import Plan, to_yaml
+from factory.verbs.plan import plan_named
 
 Made = Callable[..., Plan]
 
@@ -154,7 +155,7 @@ def test_a_run_of_mlflow(made: Made, here: Path) -> None:
     (here / "plan.yaml").write_text(to_yaml(plan))
     assert isinstance(client, MlflowClient)
     client.log_artifact(run, str(here / "plan.yaml"))
-    assert diff.read(run, uri) == plan
+    assert plan_named(run, uri) == plan
 
 
 def test_of_several_plans_it_is_what_not_all_have_in_common(made: Made) -> None:

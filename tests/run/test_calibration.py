@@ -17,9 +17,9 @@ from conftest import compiled
 
 from factory.execute.report import errors, write_report
 from factory.plan.facts import Measured
+from factory.plan.inspect import calibration
 from factory.plan.inspect.machine import look_at_machine
 from factory.plan.plan import Span
-from factory.run import calibration
 from factory.run.folder import RunFolder
 from factory.run.report_shown import _estimates, report_panel
 
@@ -58,7 +58,7 @@ def test_writers_at_once_lose_nothing(here: Path) -> None:
     """Of three processes that add five each, of kinds of their own, all are there."""
     code = (
         "import sys; from dataclasses import replace; from factory.plan.facts import Measured; "
-        "from factory.run import calibration; "
+        "from factory.plan.inspect import calibration; "
         f"run = {RUN!r}; "
         "[calibration.add(replace(run, kind=sys.argv[1], work=float(n + 1))) for n in range(5)]"
     )

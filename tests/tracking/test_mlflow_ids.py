@@ -12,19 +12,19 @@ import side_by_side
 
 from factory.compare import found
 from factory.config.refusal import UserError
-from factory.plan import diff
 from factory.plan.inspect.reward import look_at_reward
 from factory.plan.saved import saved
 from factory.run.folder import RunFolder
 from factory.tracking import ledger
 from factory.tracking.to_mlflow import connect
+from factory.verbs.plan import plan_named
 
 NONE = "0" * 32
 # what reads an id, and by which rule it refuses one
 READERS: dict[str, Callable[[str, str | None], Any]] = {
     "run-model": saved,
     "reward-model-missing": lambda run, uri: look_at_reward(run, side_by_side.tracking(uri)),
-    "plan-missing": diff.read,
+    "plan-missing": plan_named,
     "compare-tracking": lambda run, uri: found.found(found.asked([run]), side_by_side.tracking(uri)),
 }
 

@@ -20,13 +20,13 @@ from factory.config.refusal import refuse
 from factory.config.settings import Data
 from factory.data import function, mix, read
 from factory.data.encoding import EncoderSpec
-from factory.data.known import code
 from factory.data.media.read import UNSEEN
 from factory.data.mix import Ranks
 from factory.data.prepare import store
 from factory.data.prepare.store import Prepared
 from factory.data.prepare.workers import BLOCK_ROWS, Aligning, Bad, Block, Encoded, Workers, blocks
 from factory.data.record import EMPTY, TEMPLATE
+from factory.plan.known import code
 from factory.plan.plan import DataSource
 
 __all__ = ["Prepared", "Progress", "aligning_of", "key", "prepare", "prepare_source", "refuse_wrong_format"]

@@ -15,7 +15,7 @@ from factory.data import catalogue, hub
 from factory.evaluation import spec as evaluation
 from factory.export.spec import is_export, place_of
 from factory.plan.facts import BenchmarkFacts, DataFacts, ExportFacts, Facts, FolderFacts, HarnessFacts
-from factory.plan.inspect import machine
+from factory.plan.inspect import calibration, machine
 from factory.plan.inspect.benchmarks import look_at_benchmark
 from factory.plan.inspect.data import look_at_data
 from factory.plan.inspect.harness import look_at_harness
@@ -23,7 +23,6 @@ from factory.plan.inspect.model import look_at_model
 from factory.plan.inspect.reward import look_at_reward
 from factory.plan.plan import Plan, read_plan
 from factory.rewards import spec as rewards
-from factory.run import calibration
 from factory.run.folder import MANIFEST, RunFolder, damage, is_whole, read_json
 
 P = ParamSpec("P")

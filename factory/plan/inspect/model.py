@@ -17,7 +17,7 @@ from typing import Any
 from factory import cache, own_base
 from factory.architecture import FAMILIES, Shape, text_numbers
 from factory.architecture.positions import reach, scalings
-from factory.config import models, registry
+from factory.config import models, registry, tables
 from factory.config.hub import ID as HUB_ID
 from factory.config.hub import ask, lost
 from factory.config.parsed import json_of
@@ -340,7 +340,7 @@ def _base_kind(config: dict[str, Any], base: dict[str, Any] | None, run: Plan | 
         return None
     if base is None and run is not None:
         base = run.steps.load.config
-    if base is None and HUB_ID.fullmatch(said) and (option := models.option_of(said)) is not None:
+    if base is None and HUB_ID.fullmatch(said) and (option := tables.option_of("model", said)) is not None:
         base = models.numbers(option).get("architecture")
     kind = (base or {}).get("model_type")
     return kind if isinstance(kind, str) else None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from factory.config.imported.said import Said, names_of, text_of
+from factory.verbs.import_config.said import Said, names_of, text_of
 
 _PRECISIONS = ("pure_bf16", "bf16", "fp16")
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}

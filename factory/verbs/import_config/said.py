@@ -9,9 +9,9 @@ from typing import Any
 
 from factory.config.line import listed, spelt
 from factory.config.refusal import Refusal, refusal
+from factory.config.settings import Verb
 from factory.config.values import plain
 from factory.config.words import program
-from factory.plan.plan import Verb
 
 IN_A_KEY = re.compile(r"[\w-]+", re.ASCII)
 

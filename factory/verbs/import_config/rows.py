@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from factory.config.imported.said import IN_A_KEY, Said, names_of, text_of
 from factory.config.parsed import json_of
 from factory.data.record import MEDIA
+from factory.verbs.import_config.said import IN_A_KEY, Said, names_of, text_of
 
 _NO_SET = "the file names no data set; add data.names=[NAME], or in the place of data another"
 _NO_ROWS = 1e-6  # a val_size up to this one holds out nothing there

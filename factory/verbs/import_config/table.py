@@ -5,13 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from factory.config.imported.said import Said, names_of, text_of
+import factory.config
 from factory.config.parsed import yaml_of
 from factory.config.refusal import UserError, nearest, refusal
 from factory.config.suggest import SHORT
 from factory.config.values import plain
+from factory.verbs.import_config.said import Said, names_of, text_of
 
-TABLE = Path(__file__).with_suffix(".yaml")
+TABLE = Path(factory.config.__file__).with_name("llamafactory.yaml")
 _INFERENCE = "it is of inference or of an export, which have verbs of their own here"  # a reason of the table
 EXAM = "exam"  # a kind of run: the part of the table that is of `llamafactory-cli eval`
 _NEAR = 0.8  # a letter or two of a name are wrong; half-alike names (0.5) may be a newer version's

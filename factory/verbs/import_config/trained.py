@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from factory import templates
-from factory.config import models
-from factory.config.imported.llamafactory.table import table
-from factory.config.imported.said import Said, names_of, text_of
+from factory.config import tables
 from factory.config.refusal import refuse
+from factory.verbs.import_config.said import Said, names_of, text_of
+from factory.verbs.import_config.table import table
 
 # of finetuning_type=full, in the order that LLaMA-Factory asks
 _OPTIMIZED = {"use_galore": "galore", "use_apollo": "apollo", "use_badam": "badam"}
@@ -128,7 +128,7 @@ def _new_layers(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[st
         wrong = f"method=llama_pro trains the added layers whole and nothing else, not {', '.join(modules)}"
         fix = "set freeze_trainable_modules=all and take freeze_extra_modules out of the file"
         said.refuse("use_llama_pro", True, wrong, fix)
-    elif models.option_of(model) is None:
+    elif tables.option_of("model", model) is None:
         wrong = f"nobody knows whether layers were added to {model} already: method=llama_pro adds them itself"
         said.refuse("use_llama_pro", True, wrong, _UNEXPANDED.format(count=count))
     else:
@@ -240,7 +240,7 @@ def model(given: Mapping[str, Any], said: Said, file: Path) -> Iterator[str]:
     if path is None:
         said.missing["model_name_or_path"] = "the file names no model; add model=NAME or model.path=FOLDER"
         return
-    option = models.option_of(path)
+    option = tables.option_of("model", path)
     said.set("model" if option else "model.path", option or path)
     yield "model_name_or_path"
 

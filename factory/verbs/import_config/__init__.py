@@ -5,8 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from factory.config.imported.llamafactory import rows, running, trained, used
-from factory.config.imported.llamafactory.table import (
+from factory.config.parsed import NamedTwice, yaml_of
+from factory.config.refusal import UserError, refuse
+from factory.config.settings import Verb
+from factory.verbs.import_config import rows, running, trained, used
+from factory.verbs.import_config.said import Said, text_of
+from factory.verbs.import_config.table import (
     EXAM,
     by_table,
     in_order,
@@ -15,10 +19,6 @@ from factory.config.imported.llamafactory.table import (
     refuse_misspelt,
     unsaid,
 )
-from factory.config.imported.said import Said, text_of
-from factory.config.parsed import NamedTwice, yaml_of
-from factory.config.refusal import UserError, refuse
-from factory.plan.plan import Verb
 
 _import_config = partial(
     refuse,

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from factory.config.imported.llamafactory.trained import template
-from factory.config.imported.said import Said, text_of
-from factory.plan.plan import Verb
+from factory.config.settings import Verb
+from factory.verbs.import_config.said import Said, text_of
+from factory.verbs.import_config.trained import template
 
 _TRAINED = ("do_train", "do_predict", "do_eval", "predict_with_generate")
 # of `llamafactory-cli eval`: the benchmark here, and its language; of other splits no answers are scored here
