@@ -15,11 +15,10 @@ from factory.board.fields import at
 from factory.config.compose import CommandLine, Composed, parsed
 from factory.config.line import Overrides, changed, name_of
 from factory.config.refusal import Refusal, UserError, refusal
-from factory.inference.asked import of_run
 from factory.plan.anew import Anew
 from factory.plan.inspect.model import local
 from factory.plan.plan import Plan
-from factory.plan.untrained import untrained
+from factory.plan.untrained import answering, untrained
 from factory.run.advice import cheapest
 
 _KEY = r"(?<![\w./])((?:[a-z_]+\.)*[a-z_]+)="
@@ -78,11 +77,11 @@ class Planner:
         with self._busy:
             return self._anew.composed(overrides)
 
-    def untrained(self, word: str, config_dirs: tuple[str, ...] = ()) -> Composed:
-        """What `factory serve` of this word composes; of `run=` what the run started from. Raises UserError."""
-        line = CommandLine(overrides=(word,), config_dirs=config_dirs or self.config_dirs)
+    def untrained(self, *words: str, config_dirs: tuple[str, ...] = ()) -> Composed:
+        """What `factory serve` of these words composes; of `run=` what the run started from. Raises UserError."""
+        line = CommandLine(overrides=words, config_dirs=config_dirs or self.config_dirs)
         with self._busy:
-            return untrained(line, of_run, base=True)
+            return untrained(line, answering, base=True)
 
     def _planned(self, overrides: Overrides) -> Planned:
         tree, options = None, dict[str, str]()

@@ -7,7 +7,7 @@ key, every override is set by itself on what the others compose to: all problems
 import copy
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package"
 _FOLDER = ("--config-dir", "-cd")
 _ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "--shell-completion", "-sc")  # that take no value
 OF_A_VERB = {"--from-plan": ("train", "FILE"), "--diff": ("plan", "A B")}  # which reads it itself, and what it takes
+PLANNED = "_plan"  # the option that a group of `CommandLine.planned` is
 _INNER = ("full_key: ", "object_type=", "reference_type=")  # details of OmegaConf's errors
 
 
@@ -49,6 +50,7 @@ class CommandLine:
     multirun: bool = False
     config_dirs: tuple[str, ...] = ()
     hydra_flags: tuple[str, ...] = ()  # --cfg, --info, --shell-completion …: Hydra's own business
+    planned: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # groups of a plan, which stand for options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +177,10 @@ def _by_hydra(texts: Sequence[str], line: CommandLine) -> Any:
     from hydra import compose as hydra_compose
 
     name = line.verb if line.verb in OWN else "config"
-    with hydra_of(line.config_dirs):
-        config = translated(lambda: hydra_compose(name, overrides=list(texts), return_hydra_config=True))
+    chosen = {text.lstrip("+").partition("=")[0] for text in texts}
+    planned = [f"{group}={PLANNED}" for group in line.planned if group not in chosen]
+    with hydra_of(line.config_dirs, line.planned):
+        config = translated(lambda: hydra_compose(name, overrides=[*planned, *texts], return_hydra_config=True))
     if "recipe" in config:
         because = "its keys would stand under `recipe`, which nothing reads"
         fix = 'make "# @package _global_" the first line of the file, as text without a byte-order mark'
@@ -187,14 +191,14 @@ def _by_hydra(texts: Sequence[str], line: CommandLine) -> Any:
 
 
 @contextmanager
-def hydra_of(config_dirs: tuple[str, ...]) -> Iterator[None]:
+def hydra_of(config_dirs: tuple[str, ...], planned: Mapping[str, dict[str, Any]] | None = None) -> Iterator[None]:
     """Initialize Hydra, inside a sweep's job too, with the user's own folders before the packaged one."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from factory.config.sources import Places
 
-    Places.folders = tuple(folders(config_dirs)[:-1])
+    Places.folders, Places.planned = tuple(folders(config_dirs)[:-1]), planned or {}
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -219,6 +223,7 @@ def resolved(config: Any, hydra: Any, line: CommandLine, run_dir: str) -> Compos
     finally:
         held.cfg = before
     chosen = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
+    chosen = {name: option for name, option in chosen.items() if option != PLANNED}
     return Composed(tree=tree, options=chosen, overrides=line.overrides, run_dir=run_dir, config_dirs=line.config_dirs)
 
 

@@ -4,8 +4,9 @@ A `ConfigSource` and not the `ConfigStore`: with a row of the ConfigStore Hydra 
 a part of that row and merges the two, so the file would not win.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -15,12 +16,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from factory.config import tables
+from factory.config.compose import PLANNED
 
 _SCHEME = "factory-table"
 
 
 class Table(ConfigSource):
-    """The rows of `factory.config.tables`."""
+    """The rows of `factory.config.tables`, and the groups of a plan that is composed over."""
 
     @staticmethod
     def scheme() -> str:
@@ -51,6 +53,8 @@ class Table(ConfigSource):
 
     def _option(self, config_path: str) -> tables.Option | None:
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
+        if name == PLANNED and group in Places.planned:
+            return tables.Option(about="", config=Places.planned[group])
         return tables.options(group).get(name)
 
 
@@ -58,6 +62,7 @@ class Places(SearchPathPlugin):
     """The user's folders before the packaged one, the table after it."""
 
     folders: ClassVar[tuple[Path, ...]] = ()
+    planned: ClassVar[Mapping[str, dict[str, Any]]] = {}
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in self.folders:

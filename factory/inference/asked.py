@@ -11,7 +11,6 @@ from factory.config.line import group_of, run_of, unquoted
 from factory.config.refusal import Refusal, UserError, did_you_mean, refusal
 from factory.config.settings import Verb, all_keys
 from factory.config.words import ends
-from factory.plan.saved import Saved, scores
 
 _chat_compare = partial(
     refusal,
@@ -29,12 +28,6 @@ _KEYS = (
     *("seed", "run", "stage", "hardware"),
 )
 _STAGES = ("sft", "rm")  # a reward model's scores are served; whatever else was trained writes
-# of a run: what its model is, and how it is read and told things
-TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools")
-NOT_TAKEN = (
-    *("hardware.num_processes", "hardware.num_nodes", "hardware.strategy", "hardware.offload"),
-    "hardware.rank_timeout",
-)
 SECRET = "serve.api_key"  # noqa: S105  a key's name
 # what a plan has where its run's folder would be
 NOWHERE = str(Path(tempfile.gettempdir()) / "factory-writes-no-folder")
@@ -95,19 +88,6 @@ def _unread(verb: Verb, text: str, name: str) -> Refusal:
         ),
         fix=f"{'' if name in others else did_you_mean(name, known)}leave it out",
     )
-
-
-def of_run(found: Saved) -> tuple[str, ...]:
-    """What a run's overrides say of its model; the data that it was trained on need not be there any more.
-
-    What has a head for scores is served as a reward model, whichever stage trained it.
-    """
-    taken = tuple(text for text in found.overrides if _taken(text.partition("=")[0].lstrip("+~")))
-    return (*taken, "stage=rm") if scores(found.adapter, found.path) else taken
-
-
-def _taken(key: str) -> bool:
-    return key not in NOT_TAKEN and any(key == name or key.startswith(f"{name}.") for name in TAKEN)
 
 
 BASE, RUN = "base", "run"

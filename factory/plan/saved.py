@@ -1,15 +1,15 @@
 """What `run=` names: a run's folder, the model in it or any saved one, or an MLflow run; as a command line."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from factory import templates
-from factory.config.line import group_of, name_of, setting
+from factory.config.line import setting
 from factory.config.refusal import UserError, refuse
-from factory.config.settings import Quantization, Source
+from factory.config.settings import Quantization
 from factory.plan import heads
 from factory.plan.inspect.model import look_at_adapter
 from factory.plan.plan import Plan, read_plan
@@ -18,37 +18,33 @@ from factory.stages.rm.spec import SCORE
 from factory.tracking import from_mlflow
 
 _TEMPLATE = "chat_template.jinja"
-# keys of `model` that are of the weights that a run began with, and what they are for the whole weights that it saved
+# keys of `model` for whole weights that a run saved: what the weights that it began with needed
 BEFORE: dict[str, Any] = {"new_tokens": [], "pad_vocabulary_to": None, "revision": None}
-_PLACES = ("hydra", "tracking", "stage.resume")  # what is a run's own, and not its model's
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """`path` or `adapter` is the saved model; `overrides` are those that its run was made with, `run` its folder.
+    """What `run=` names: `path` are saved weights, or `adapter` a saved adapter of `base`.
 
-    `quantization` is how its base was held; None: nobody knows. `config_dirs` are those of its options that are there.
-    `template` is the one that it was trained with, where that was a file, which may be another by now, or gone; or
-    where no run tells it. `revision` is that of its base on the hub, of an adapter whose run is gone.
-    `sources` are the run's sets, by name, and `base` the files that it started from: with whole paths, as its overrides
-    are relative to where it was started. `positions` are keys of `model` with what the saved one needs.
+    `plan` is that of its run, in the folder `run`. `quantization` is how the base was held; None: nobody knows.
+    `template` is the chat template that it was trained with, where that was a file, or where no run names it.
+    `revision` is that of the base on the hub, of an adapter whose run is gone. `positions` are keys of `model` for
+    positions that the run stretched.
     """
 
-    path: str | None
-    adapter: str | None
-    overrides: tuple[str, ...]
+    path: str | None = None
+    adapter: str | None = None
+    base: str | None = None
+    plan: Plan | None = None
     run: str | None = None
     quantization: Quantization | None = None
-    config_dirs: tuple[str, ...] = ()
     template: str | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict)
-    base: str | None = None
     positions: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
 
 
-def saved(run: str, tracking_uri: str | None) -> Saved:
-    """Raises UserError where there is no model, or it may not be read."""
+def saved(run: str, tracking_uri: Callable[[], str | None]) -> Saved:
+    """Return the model of a folder or an MLflow run. Raises UserError where there is none, or it may not be read."""
     try:
         return _saved(run, tracking_uri)
     except OSError as error:  # a folder that this user may not enter
@@ -58,36 +54,33 @@ def saved(run: str, tracking_uri: str | None) -> Saved:
         ) from None
 
 
-def _saved(run: str, tracking_uri: str | None) -> Saved:
+def _saved(run: str, tracking_uri: Callable[[], str | None]) -> Saved:
     folder = Path(run)
     if not folder.exists() and is_mlflow_id(run):
-        folder = _folder_of(run, tracking_uri)
+        folder = _folder_of(run, tracking_uri())
     made = RunFolder(folder)
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)
     model = made.model if made.plan.is_file() else folder
     plan = read_plan(made.plan, setting=f"run={run}") if made.plan.is_file() else None
-    overrides, held = (plan.overrides, plan.settings.method.quantization) if plan else ((), None)
-    of_run = str(made.path) if plan else None
-    of_plan = _of_plan(plan, model) if plan else {}
+    of_run = _of_plan(plan, made, model) if plan else {}
     if (model / "adapter_config.json").is_file():
-        if of_run is not None:
-            return Saved(None, str(model), overrides, of_run, held, **of_plan)
+        if of_run:
+            return Saved(adapter=str(model), **of_run)
         said = read_json(model / "adapter_config.json") or {}
         base, revision = said.get("base_model_name_or_path"), said.get("revision")
         if not base:
             raise _run_model(f"run={run}", "its adapter_config.json names no base", hint="")
         own = look_at_adapter(str(model)).own_base
         return Saved(
-            str(base),
-            str(model),
-            (),
+            adapter=str(model),
+            base=str(base),
             quantization=own and own.quantization,
             template=str(model / _TEMPLATE) if chats(model) else None,
             revision=revision if isinstance(revision, str) and not Path(base).exists() else None,
         )
     if (model / "config.json").is_file():
-        return Saved(str(model), None, overrides, of_run, held, **of_plan)
+        return Saved(path=str(model), **of_run)
     if plan:
         raise _without_model(run, plan, made)
     if found := next(iter(sorted(folder.glob("*.gguf"))), None):  # as an export writes it
@@ -128,46 +121,27 @@ def _without_model(run: str, plan: Plan, made: RunFolder) -> UserError:
     )
 
 
-def _of_plan(plan: Plan, model: Path) -> dict[str, Any]:
-    """What a run's own plan says of what `Saved` has beside the model."""
-    load = plan.steps.load
+def _of_plan(plan: Plan, made: RunFolder, model: Path) -> dict[str, Any]:
+    load, settings = plan.steps.load, plan.settings
     return {
-        "config_dirs": tuple(each for each in plan.config_dirs if Path(each).is_dir()),
-        "template": str(model / _TEMPLATE) if templates.is_file(plan.settings.model.template) else None,
-        "sources": {
-            name: found.asked.model_copy(update={"path": found.path, "format": found.format})
-            for name, found in plan.sources.items()
-        },
+        "plan": plan,
+        "run": str(made.path),
+        "quantization": settings.method.quantization,
+        "template": str(model / _TEMPLATE) if templates.is_file(settings.model.template) else None,
         "base": load.path if load.source in ("folder", "gguf") else None,
         "positions": positions(plan),
     }
 
 
-def chats(folder: Path) -> bool:
-    """Whether the written model in the folder has a chat template, as transformers names its file."""
-    return (folder / _TEMPLATE).is_file()
-
-
 def positions(plan: Plan) -> dict[str, Any]:
-    """Keys of `model` for what a run has saved: positions that it stretched are so in the files already."""
+    """Return the keys of `model` for what a run has saved: positions that it stretched are so in the files already."""
     patch = plan.steps.patch
     return {} if plan.settings.model.rope_scaling == "none" else {"rope_scaling": "none", "context_length": patch.reach}
 
 
-def merged(before: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
-    """A run's overrides with the user's own over them: an option of a group replaces all that was said of the group."""
-    keys = {name_of(text) for text in own}
-    groups = {key for key in keys if "." not in key}
-    kept = (
-        text
-        for text in before
-        if name_of(text) not in keys and group_of(text) not in groups and not _is_place(name_of(text))
-    )
-    return (*kept, *own)
-
-
-def _is_place(key: str) -> bool:
-    return any(key == place or key.startswith((f"{place}.", f"{place}/")) for place in _PLACES)
+def chats(folder: Path) -> bool:
+    """Whether the written model in the folder has a chat template, as transformers names its file."""
+    return (folder / _TEMPLATE).is_file()
 
 
 def scores(adapter: str | None, path: str | None) -> bool:

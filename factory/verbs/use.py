@@ -12,7 +12,7 @@ from factory.config.settings import OF_TRAINING
 from factory.plan.anew import compiled
 from factory.plan.anew import settings_of as settings_from
 from factory.plan.plan import Plan, Verb
-from factory.plan.untrained import exported, untrained
+from factory.plan.untrained import answering, exported, untrained
 from factory.verbs import composed as composed_of
 from factory.verbs import parsed, refuse_unread, settings_of
 from factory.verbs.train import done_once, in_a_folder
@@ -109,7 +109,7 @@ def _to_write(line: compose.CommandLine, own: "asked.Line", side: "asked.Side") 
     from factory.inference import asked
 
     words = replace(line, overrides=asked.with_run(own, side.run))
-    return replace(untrained(words, asked.of_run, base=side.base), run_dir=asked.NOWHERE)
+    return replace(untrained(words, answering, base=side.base), run_dir=asked.NOWHERE)
 
 
 def _one_to_write(line: compose.CommandLine, verb: Verb) -> compose.Composed:

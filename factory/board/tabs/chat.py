@@ -16,16 +16,18 @@ from factory.board.shown import as_printed
 from factory.board.tabs import listed
 from factory.board.talking import Talk, Turn
 from factory.config.compose import Composed
+from factory.config.groups import options
 from factory.config.line import Overrides, flags, spelt
 from factory.config.refusal import UserError
-from factory.inference.asked import NOT_TAKEN, TAKEN
 from factory.inference.calls import open_call
+from factory.plan.untrained import NOT_ONE_PROCESS
 
 if TYPE_CHECKING:
     from factory.board.page import Page
 
 _NOTHING, _BASE = "", "base"
 _VOTES = ("left", "tie", "right")
+_TAKEN = ("model", "precision", "hardware", "data.reasoning", "data.tools")
 _STRETCHED = "model.rope_scaling"  # for what a run's rows need: what it started from reaches as far as it did
 Sides = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # the words of `factory serve` of each
 Talks = tuple[Talk, Talk]
@@ -204,7 +206,7 @@ def _words(page: "Page", chosen: str | None, beside: str | None, overrides: Over
     if chosen != _BASE:
         return (f"run={spelt(chosen)}",) if page.runs.known(chosen) else None
     if page.runs.known(beside):
-        return _of_base(page, page.planner.untrained(f"run={spelt(str(beside))}"), TAKEN)
+        return _of_base(page, page.planner.untrained(f"run={spelt(str(beside))}"), _TAKEN)
     found = _of_base(page, page.planner.composed(overrides), ("model",))
     if outside := page.planner.outside(found):
         raise UserError(*outside)
@@ -218,18 +220,19 @@ def _of_base(page: "Page", made: Composed, groups: tuple[str, ...]) -> tuple[str
     """
     if made.problems:  # composed without what is wrong: it would be another model
         raise UserError(*made.problems)
-    chosen = f"model={fields.as_typed(made.options.get('model'))}"
-    bare = page.planner.untrained(chosen, made.config_dirs).tree
+    option = made.options.get("model")
+    chosen = (f"model={fields.as_typed(option)}",) if option in options("model", made.config_dirs) else ()
+    bare = page.planner.untrained(*chosen, config_dirs=made.config_dirs).tree
     pairs = ((path, fields.at(made.tree, path), fields.at(bare, path)) for path in (*groups, "method.quantization"))
     own = (folder for folder in made.config_dirs if folder not in page.planner.config_dirs)
-    return (*flags(own), chosen, *(text for pair in pairs for text in _differing(*pair)))
+    return (*flags(own), *chosen, *(text for pair in pairs for text in _differing(*pair)))
 
 
 def _differing(path: str, value: Any, other: Any) -> Iterator[str]:
     if isinstance(value, dict) and isinstance(other, dict):
         for name in other | value:
             yield from _differing(f"{path}.{name}", value.get(name), other.get(name))
-    elif value != other and path not in (_STRETCHED, *NOT_TAKEN):
+    elif value != other and path not in (_STRETCHED, *NOT_ONE_PROCESS):
         word = f"{path}={spelt(fields.as_typed(value))}"
         stays = not isinstance(value, str) or len(texts(word)) > 1
         yield word if stays else f"{path}='{value}'"  # a revision of digits would be a number
