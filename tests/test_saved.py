@@ -28,8 +28,8 @@ from factory.execute.context import Run
 from factory.execute.verify import verify
 from factory.inference import asked
 from factory.plan.plan import VERSION, Plan, Verb, read_plan, to_yaml
-from factory.plan.saved import merged, saved
-from factory.plan.untrained import exported, untrained
+from factory.plan.saved import saved
+from factory.plan.untrained import answering, exported, untrained
 from factory.run.folder import RunFolder
 from factory.steps.load import read_tokenizer
 from factory.verbs.use import to_write
@@ -74,7 +74,7 @@ def test_a_run_is_measured_as_it_was_at_its_end(method: str, execute: Execute) -
 def test_weights_that_have_grown_do_not_grow_once_more(execute: Execute) -> None:
     done = execute("method=full", "model.new_tokens=['<a>']", "model.pad_vocabulary_to=64", *SHORT)
     assert perplexity("run=run") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
-    assert exported(compose.parse(["run=run"])).tree["model"]["new_tokens"] == []
+    assert exported(compose.parse(["run=run"], "export")).tree["model"]["new_tokens"] == []
 
 
 def test_weights_that_were_read_from_eight_bits_are_saved(
@@ -159,7 +159,7 @@ def test_an_adapter_alone_names_the_revision_of_its_base(here: Path, tiny_model:
     def found(base: str, *words: str) -> str | None:
         said = {"peft_type": "LORA", "base_model_name_or_path": base, "revision": "v2"}
         (here / "alone" / "adapter_config.json").write_text(json.dumps(said))
-        return exported(compose.parse(["run=alone", "export.dir=x", *words])).tree["model"]["revision"]
+        return exported(compose.parse(["run=alone", "export.dir=x", *words], "export")).tree["model"]["revision"]
 
     (here / "alone").mkdir()
     save_file({"a.lora_A.weight": torch.zeros(2, 4)}, here / "alone" / "adapter_model.safetensors")
@@ -230,25 +230,6 @@ def test_the_quantized_base_of_a_run_stays_quantized(execute: Execute) -> None:
     execute("method=qlora", *FITTING["qlora"], *SHORT)
     assert evaluated("run=run").plan.settings.method.quantization.bits == 4
     assert evaluated("run=run", "method.quantization.bits=8").plan.settings.method.quantization.bits == 8
-
-
-MERGED = {
-    "other keys stay": (("model=a", "seed=3"), ("evaluate.samples=2",), ("model=a", "seed=3", "evaluate.samples=2")),
-    "the user's own wins": (("data.max_samples=5",), ("++data.max_samples=6",), ("++data.max_samples=6",)),
-    "an option replaces the group": (("data=a", "data.max_samples=5", "model=m"), ("data=b",), ("model=m", "data=b")),
-    "places are the run's own": (
-        ("hydra.run.dir=x", "tracking=none", "tracking.uri=y", "stage.resume=auto"),
-        (),
-        (),
-    ),
-    "names that begin alike": (("method_of=1", "stage.resumed=2"), (), ("method_of=1", "stage.resumed=2")),
-}
-
-
-@pytest.mark.parametrize("case", MERGED)
-def test_what_is_said_over_a_runs_own_words(case: str) -> None:
-    before, own, wanted = MERGED[case]
-    assert merged(before, own) == wanted
 
 
 def test_how_a_run_was_trained_is_nothing_to_refuse_its_measuring_for(
@@ -436,7 +417,9 @@ def test_a_run_keeps_the_template_that_it_was_trained_with(
         ]
         made.append(evaluated(f"run={run}").plan)
         made.append(
-            cli._compiled(exported(compose.parse([f"run={run}", "export.dir=out"])), training=True, verb="export")
+            cli._compiled(
+                exported(compose.parse([f"run={run}", "export.dir=out"], "export")), training=True, verb="export"
+            )
         )
         for plan in made:
             assert "Calm." in templates.read(plan.settings.model.template)
@@ -456,9 +439,9 @@ def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> Non
     shutil.rmtree(here / "own")
     with pytest.raises(UserError, match=r"\[unknown-option\] recipe=mine"):
         to_write("chat", compose.parse([]), line, side)
-    assert not untrained(compose.parse(["run=run", "model=smollm2_135m"]), asked.of_run).problems
+    assert not untrained(compose.parse(["run=run", "model=smollm2_135m"]), answering).problems
     (here / "run" / "model" / "adapter_config.json").rename(here / "run" / "model" / "config.json")
-    assert not untrained(compose.parse(["run=run"]), asked.of_run).problems  # its own weights need no other model
+    assert not untrained(compose.parse(["run=run"]), answering).problems  # its own weights need no other model
 
 
 def test_a_recipe_that_stretches_positions_is_gone_on_from(execute: Execute, tiny_model: Path) -> None:

@@ -118,7 +118,7 @@ def with_entries(data: Any) -> Any:
     """The `data` of a composed tree in which a set that a catalogue names may say some keys alone, as its weight."""
     try:
         sets, names = dict(data["sources"]), set(data["names"])
-        listed = next(keys for keys in sets.values() if keys["origin"] == "catalogue")
+        listed = next(keys for keys in sets.values() if keys.get("origin") == "catalogue")
         partial = {name: keys for name, keys in sets.items() if name in names and "origin" not in keys}
         return data | {"sources": sets | {name: listed | keys for name, keys in partial.items()}}
     except (KeyError, TypeError, StopIteration, ValueError):

@@ -1,7 +1,7 @@
 """What `run=` names: a run's folder, the model in it or any saved one, or an MLflow run; as a command line."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Saved:
     revision: str | None = None
 
 
-def saved(run: str, tracking_uri: Callable[[], str | None]) -> Saved:
+def saved(run: str, tracking_uri: str | None) -> Saved:
     """Return the model of a folder or an MLflow run. Raises UserError where there is none, or it may not be read."""
     try:
         return _saved(run, tracking_uri)
@@ -54,10 +54,10 @@ def saved(run: str, tracking_uri: Callable[[], str | None]) -> Saved:
         ) from None
 
 
-def _saved(run: str, tracking_uri: Callable[[], str | None]) -> Saved:
+def _saved(run: str, tracking_uri: str | None) -> Saved:
     folder = Path(run)
     if not folder.exists() and is_mlflow_id(run):
-        folder = _folder_of(run, tracking_uri())
+        folder = _folder_of(run, tracking_uri)
     made = RunFolder(folder)
     if not made.plan.is_file() and (folder.parent / "plan.yaml").is_file() and folder.name == made.model.name:
         made = RunFolder(folder.parent)

@@ -11,6 +11,7 @@ from factory.config.line import group_of, listed, name_of, run_of, spelt
 from factory.config.refusal import refuse
 from factory.config.values import to_tree, whole
 from factory.plan.saved import BEFORE, Saved, saved, scores
+from factory.run.folder import is_mlflow_id
 
 _export_key = partial(
     refuse,
@@ -78,7 +79,8 @@ def untrained(
         )
     if not named:
         return compose.compose(replace(line, overrides=(*own, *more, "method=none")))
-    found = saved(run_of(named[-1]), partial(_tracking_uri, line, own))
+    run = run_of(named[-1])
+    found = saved(run, _tracking_uri(line, own) if is_mlflow_id(run) else None)
     if base and found.run is None and found.adapter is None:
         raise refuse(
             "chat-compare",

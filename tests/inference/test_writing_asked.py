@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import compiled
 from serving import TINY, planned
 from test_saved import SHORT
 
@@ -18,7 +19,7 @@ from factory.plan.facts import Gpu
 from factory.plan.inspect import machine as look
 from factory.plan.plan import read_plan, to_yaml
 from factory.plan.saved import Saved
-from factory.plan.untrained import untrained
+from factory.plan.untrained import answering, untrained
 from factory.serve import run
 from factory.verbs.use import to_write
 
@@ -110,12 +111,14 @@ def test_a_run_that_was_told_nothing_started_from_something(
     execute("method=lora", *SHORT)
     place = here / "run" / "plan.yaml"
     place.write_text(to_yaml(read_plan(place).with_settings(overrides=())), encoding="utf-8")
-    assert untrained(compose.parse(["run=run"]), asked.of_run, base=True).tree["model"]["path"] == str(tiny_model)
+    assert untrained(compose.parse(["run=run"]), answering, base=True).tree["model"]["path"] == str(tiny_model)
 
 
-def test_how_many_processes_trained_a_run_is_not_taken_over() -> None:
-    several = ("hardware.num_processes=2", "hardware.strategy=ddp", "hardware.rank_timeout=1200")
-    assert asked.of_run(Saved("model", None, (*several, "hardware.threads=2"))) == ("hardware.threads=2",)
+def test_how_many_processes_trained_a_run_is_not_taken_over(tiny_model: Path) -> None:
+    several = ("hardware.num_processes=2", "hardware.strategy=ddp", "hardware.threads=2")
+    plan = compiled(f"model.path={tiny_model}", "hardware=cpu", *several, training=False)
+    hardware = answering(Saved(path=str(tiny_model), plan=plan))[0]["hardware"]
+    assert (hardware["num_processes"], hardware["strategy"], hardware["threads"]) == (1, "none", 2)
 
 
 def planned_of(side: asked.Side) -> Any:
