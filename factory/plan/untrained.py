@@ -157,6 +157,7 @@ def exported(line: compose.CommandLine) -> compose.Composed:
             raise _export_key(text, "one process writes an export")
         if name_of(text) == "model.rope_scaling":
             raise _export_key(text, "a run stretches positions, to its data.max_length, and its model has them so")
+    line = replace(line, verb="export")
     made = untrained(line, _exported, more=("precision=fp32",))
     model = made.tree["model"]
     if scores(model["adapter"], model["path"]):

@@ -98,7 +98,7 @@ def to_write(
     verb: Verb, line: compose.CommandLine, own: "asked.Line", side: "asked.Side"
 ) -> tuple[Plan, settings.Settings]:
     """The plan of a model that writes, and the settings beside it. Nothing is written into a folder."""
-    composed = _to_write(line, own, side)
+    composed = _to_write(replace(line, verb=verb), own, side)
     made = compiled(composed, training=True, verb=verb)
     for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -117,7 +117,7 @@ def _one_to_write(line: compose.CommandLine, verb: Verb) -> compose.Composed:
 
     own = asked.taken_apart(verb, line.overrides)
     (side,) = asked.sides(asked.named_run(own), ())
-    return _to_write(line, own, side)
+    return _to_write(replace(line, verb=verb), own, side)
 
 
 _COMPOSED: dict[Verb, Callable[[compose.CommandLine], compose.Composed]] = {
