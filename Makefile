@@ -23,9 +23,10 @@ test: $(VENV)/.dev lint  ## format, lint, types and the whole test suite (CI run
 		$(RUN) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 		wait $$types || { echo "The types are wrong: see above, or make types"; exit 1; }; exit $$tests
 
-lint: $(VENV)/.dev  ## ruff: format and rules
+lint: $(VENV)/.dev  ## ruff: format and rules; import-linter
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/lint-imports --no-cache
 
 types: $(VENV)/.dev  ## pyright
 	$(VENV)/bin/pyright --pythonpath $(RUN)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from factory.config import tables
 from factory.config.extras import install
 from factory.config.groups import CONF, GROUPS, folders, listed, options, runs_of, unusable_folders
 from factory.config.refusal import Refusal, UserError, did_you_mean, refusal, refuse
@@ -36,7 +37,7 @@ _FLAGS = ("--help", "--multirun", "--config-dir", "--cfg", "--info", "--package"
 _FOLDER = ("--config-dir", "-cd")
 _ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "--shell-completion", "-sc")  # that take no value
 OF_A_VERB = {"--from-plan": ("train", "FILE"), "--diff": ("plan", "A B")}  # which reads it itself, and what it takes
-PLANNED = "_plan"  # the option that a group of `CommandLine.planned` is
+
 _INNER = ("full_key: ", "object_type=", "reference_type=")  # details of OmegaConf's errors
 
 
@@ -178,7 +179,7 @@ def _by_hydra(texts: Sequence[str], line: CommandLine) -> Any:
 
     name = line.verb if line.verb in OWN else "config"
     chosen = {text.lstrip("+").partition("=")[0] for text in texts}
-    planned = [f"{group}={PLANNED}" for group in line.planned if group not in chosen]
+    planned = [f"{group}={tables.PLANNED}" for group in line.planned if group not in chosen]
     with hydra_of(line.config_dirs, line.planned):
         config = translated(lambda: hydra_compose(name, overrides=[*planned, *texts], return_hydra_config=True))
     if "recipe" in config:
@@ -223,7 +224,7 @@ def resolved(config: Any, hydra: Any, line: CommandLine, run_dir: str) -> Compos
     finally:
         held.cfg = before
     chosen = {name: str(option) for name, option in hydra.runtime.choices.items() if name in GROUPS}
-    chosen = {name: option for name, option in chosen.items() if option != PLANNED}
+    chosen = {name: option for name, option in chosen.items() if option != tables.PLANNED}
     return Composed(tree=tree, options=chosen, overrides=line.overrides, run_dir=run_dir, config_dirs=line.config_dirs)
 
 

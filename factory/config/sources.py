@@ -16,7 +16,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from factory.config import tables
-from factory.config.compose import PLANNED
 
 _SCHEME = "factory-table"
 
@@ -53,7 +52,7 @@ class Table(ConfigSource):
 
     def _option(self, config_path: str) -> tables.Option | None:
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
-        if name == PLANNED and group in Places.planned:
+        if name == tables.PLANNED and group in Places.planned:
             return tables.Option(about="", config=Places.planned[group])
         return tables.options(group).get(name)
 

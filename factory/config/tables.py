@@ -12,6 +12,7 @@ from typing import Any
 
 from factory.config.parsed import yaml_of
 
+PLANNED = "_plan"  # the option that stands for a group of a plan, in place of those of conf/ and of the tables
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent
 # in a wheel, recipes/ lies inside the package; in a checkout, beside it

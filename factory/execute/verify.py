@@ -9,9 +9,10 @@ from factory.config.refusal import UserError, refusal, refuse
 from factory.data import read
 from factory.plan.diff import matter
 from factory.plan.inspect import harness
-from factory.plan.inspect.machine import PACKAGES, installed_version, look_at_machine
+from factory.plan.inspect.machine import installed_version, look_at_machine
 from factory.plan.inspect.model import fingerprint_now, look_at_adapter
 from factory.plan.inspect.reward import look_at_saved_reward
+from factory.plan.packages import PACKAGES
 from factory.plan.plan import Plan
 
 

@@ -6,8 +6,8 @@ from itertools import chain
 from typing import Any
 
 from factory.config.values import plain, to_tree
-from factory.plan.inspect.machine import PACKAGES
 from factory.plan.keys import as_set
+from factory.plan.packages import PACKAGES
 from factory.plan.plan import Plan, stage_keys, tree_of
 from factory.rewards import spec as rewards
 

