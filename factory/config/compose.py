@@ -245,6 +245,9 @@ def checked(line: CommandLine) -> tuple[list[str], list[Refusal], set[str]]:
             text_of = f"\"{key}='A,B'\""
             fix = f"add -m, which runs each; where a list is meant, {key}=[A,B], where a text with a comma, {text_of}"
             found.append(refusal("several-values", text, "it names several values", because=because, fix=fix))
+        elif key == "recipe" and override.is_add():
+            because, name = "the defaults have the group already, so that Hydra would add a second", override.value()
+            found.append(refusal("recipe-added", text, "nothing is added", because=because, fix=f"write recipe={name}"))
         elif key in (*GROUPS, "recipe") and not isinstance(value, dict) and not override.is_delete():
             found += [] if searched else _unknown_options(key, value, line.config_dirs)
             bad_groups |= {key} if found else set()
@@ -288,7 +291,7 @@ def _unknown_options(group: str, value: Any, config_dirs: tuple[str, ...]) -> It
             )
     if group == "data" and isinstance(value, list) and len(set(names)) < len(names):
         because, fix = "it would be read once", "name it once; data.sources.NAME.weight=2 takes its rows twice"
-        yield refusal("option-twice", f"data={plain(value)}", "a set is named twice", because=because, fix=fix)
+        yield refusal("option-twice", f"data=[{','.join(names)}]", "a set is named twice", because=because, fix=fix)
 
 
 def _no_option(group: str, name: str, known: list[str]) -> Refusal:

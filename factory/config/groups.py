@@ -71,7 +71,7 @@ def runs_of(recipe: str, config_dirs: tuple[str, ...] = ()) -> dict[str, Any] | 
     if file is None or b"runs" not in (content := file.read_bytes()):
         return None
     try:
-        found = yaml_of(content)
+        found = yaml_of(content, once_each=True)
     except ValueError as error:
         fix = "check the file"
         raise refuse("compose", str(file), "it cannot be read", because=str(error), fix=fix) from None

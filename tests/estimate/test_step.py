@@ -129,7 +129,7 @@ def _project(plan: Plan, model: Any, arch: Any) -> Any:
 
     if plan.settings.method.name != "galore":
         return None
-    made = registry.run("methods", "galore").optimizer(model, _settings(plan), plan.steps.train, arch)
+    made = registry.run("methods", "galore").optimizer(model, _settings(plan), plan, arch)
     for name, matrix in made._low.matrices.items():
         side = min(matrix.shape)
         made._low.steps[name], made._low.projectors[name] = 1, torch.eye(side, min(side, made._low.rank))

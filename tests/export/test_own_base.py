@@ -266,6 +266,8 @@ def test_whoever_reads_it_without_its_base_is_told(execute: Execute, tiny_model:
         "hardware=cpu",
     )
     for verb, told in (("train", True), ("evaluate", True), ("export", False)):
-        composed = compose.compose(compose.CommandLine(overrides=(*words, "export.dir=out")))
+        composed = compose.compose(
+            compose.CommandLine(overrides=(*words, *(("export.dir=out",) if verb == "export" else ())), verb=verb)
+        )
         plan = compiled(composed, training=False, verb=verb)
         assert any("quantized without its start" in each for each in plan.warnings) == told, verb

@@ -65,7 +65,7 @@ def test_the_named_parts_alone_learn(kind: str, method: str, parts: tuple[str, .
     assert kind in FAMILIES
     arch = architecture(model.config.to_dict())
     model = run.attach(model, settings, plan.steps.attach, arch)
-    optimizer = run.optimizer(model, settings, plan.steps.train, arch)
+    optimizer = run.optimizer(model, settings, plan, arch)
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     before, alive = {name: value.detach().clone() for name, value in model.named_parameters()}, set[str]()

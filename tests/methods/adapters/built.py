@@ -70,7 +70,7 @@ class Built:
 
     def train(self, steps: int = 3, rate: float = 1e-2) -> set[str]:
         """Trains on IDS; returns the tensors that never had a gradient."""
-        optimizer = self.method.optimizer(self.model, self.settings, self.plan.steps.train, self.arch)
+        optimizer = self.method.optimizer(self.model, self.settings, self.plan, self.arch)
         for group in optimizer.param_groups:
             group["lr"] = rate
         dead = set(self.trained)

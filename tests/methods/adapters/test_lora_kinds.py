@@ -88,7 +88,7 @@ def test_only_b_learns_faster(optimizer: str, execute: Callable[..., Any]) -> No
 
 def test_a_keeps_its_rate(tiny_model: Path) -> None:
     made = built(tiny_model, "method=lora_plus", "method.rank=4", "stage.learning_rate=1e-3")
-    optimizer = made.method.optimizer(made.model, made.settings, made.plan.steps.train, made.arch)
+    optimizer = made.method.optimizer(made.model, made.settings, made.plan, made.arch)
     names = {id(value): name for name, value in made.trained.items()}
     for group in optimizer.param_groups:
         assert {".lora_B." in names[id(value)] for value in group["params"]} == {group["lr_ratio"] == 16}
