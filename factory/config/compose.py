@@ -51,7 +51,9 @@ class CommandLine:
     multirun: bool = False
     config_dirs: tuple[str, ...] = ()
     hydra_flags: tuple[str, ...] = ()  # --cfg, --info, --shell-completion …: Hydra's own business
-    planned: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # groups of a plan, which stand for options
+    planned: Mapping[str, dict[str, Any]] = field(
+        default_factory=dict, hash=False
+    )  # groups of a plan, which stand for options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ def _bytes(value: Any) -> int:
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes), keys.AMOUNT]
+# null in conf/, as Hydra sets a mapping over null, but no new key of an empty mapping
+Names = Annotated[dict[str, str], BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class Group(BaseModel):
@@ -143,10 +145,10 @@ class Source(Group):
     split: str = Field(description="the hub's split, slices too: train, train[:10%]")
     revision: str | None = Field(description="the hub's branch, tag or commit of the set")
     format: Format = Field(description="auto finds it from the columns")
-    columns: dict[str, str] = Field(
+    columns: Names = Field(
         description="the set's column for a standard one, as {instruction: question, output: answer}"
     )
-    tags: dict[str, str] = Field(
+    tags: Names = Field(
         description="the set's own names in a conversation, as {role_tag: speaker, content_tag: says, user_tag: "
         "customer}"
     )
@@ -545,7 +547,7 @@ class Serve(Group):
         description="what clients must send; null: what the environment variable FACTORY_API_KEY has, if any"
     )
     name: str | None = Field(description="the name of the model for clients; null: that of its folder or option")
-    adapters: dict[str, str] = Field(
+    adapters: Names = Field(
         description="further adapters of the same base by the name that clients ask with: {name: folder}"
     )
     max_body: Bytes = Field(description="the largest request, as 20MiB")
@@ -728,6 +730,7 @@ def _known_sets(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Refusal]]:
         )
         for name, own in bare.items()
         for key, value in own.items()
+        if str(name) not in known
     ]
     kept = {name: own for name, own in sets.items() if name not in bare}
     return {**tree, "data": {**data, "sources": kept}}, problems

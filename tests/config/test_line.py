@@ -130,7 +130,7 @@ ODD = ("outputs/2026-11-30/11-27-07", "a run", "lr=1e-4,b", "étude", "it's", "a
 def test_what_is_printed_to_be_pasted_means_the_folder(name: str) -> None:
     """To a shell, and to Hydra's grammar where a key has the name."""
     (word,) = shlex.split(line.setting("sweep.resume", name))
-    assert settings_of([word]).sweep.resume == name
+    assert settings_of([word], "sweep").sweep.resume == name
     assert shlex.split(line.setting("run", Path(name))) == [f"run={name}"]
     assert line.run_of(f"run={name}") == line.run_of(f"run={line.spelt(name)}") == name  # as the board says it, too
     assert shlex.split(pasted("resume", Path(name)))[-2:] == ["resume", name]

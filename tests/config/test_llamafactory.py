@@ -533,8 +533,8 @@ def test_freeze_names_layers_and_modules_as_there(catalogue: Path) -> None:
 def test_max_samples_is_of_each_set(catalogue: Path) -> None:
     found = said(catalogue, dataset="mine", eval_dataset="pairs", max_samples=7)
     assert {key: value for key, value in found.overrides.items() if "max_samples" in key} == {
-        "data.sources.mine.max_samples": "7",
-        "data.sources.pairs.max_samples": "7",
+        "+data.sources.mine.max_samples": "7",
+        "+data.sources.pairs.max_samples": "7",
     }
     assert "drawn by seed" in found.noted["max_samples"]
     plan = compiled(*said(catalogue, max_samples=7, use_cpu=True).as_overrides())
@@ -617,7 +617,7 @@ def test_a_sets_own_number_of_rows_comes_before_max_samples(catalogue: Path) -> 
     file.write_text(json.dumps(info))
     for most, wanted in ((7, "5"), (3, "3")):
         found = said(catalogue, dataset="mine,pairs", max_samples=most)
-        assert found.overrides["data.sources.mine.max_samples"] == wanted
+        assert found.overrides["+data.sources.mine.max_samples"] == wanted
         assert found.overrides["data.sources.pairs.max_samples"] == str(most)
     assert found.noted["num_samples"].startswith("mine: ") and "again" in found.noted["num_samples"]
     assert "num_samples" not in said(catalogue, dataset="pairs").noted

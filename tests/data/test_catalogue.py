@@ -193,7 +193,7 @@ def test_a_set_of_a_catalogue_may_have_keys_of_its_own(tmp_path: Path) -> None:
     rows = [{"instruction": "Say one.", "output": "One."}] * 9
     (tmp_path / "a.json").write_text(json.dumps(rows))
     path = catalogue(tmp_path, a={"file_name": "a.json"}, b={"file_name": "a.json"})
-    chosen = ("data=llamafactory", f"data.path={path}", "hardware=cpu", "data.sources.b.weight=2.5")
+    chosen = ("data=llamafactory", f"data.path={path}", "hardware=cpu", "+data.sources.b.weight=2.5")
     plan = compiled(*chosen, "data.names=[a,b]")
     assert [source.asked.weight for source in plan.sources.values()] == [1.0, 2.5]
     with pytest.raises(UserError) as caught:

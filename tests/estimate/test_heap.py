@@ -52,8 +52,8 @@ def test_a_block_takes_the_smallest_hole_that_holds_it() -> None:
 @pytest.mark.parametrize(("layers", "expected"), [(2, [0, 1]), (30, [0, 15])])
 def test_the_heap_is_given_back_where_layers_are_recomputed(layers: int, expected: list[int]) -> None:
     def turns(recomputed: int, *, compiled: bool = False) -> list[int]:
-        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed, compile=compiled)
-        return [*gives_back(patch, layers, compiled=False)]
+        patch: Any = SimpleNamespace(recomputed=lambda _: recomputed)
+        return [*gives_back(patch, layers, compiled=compiled)]
 
     assert turns(layers) == expected
     assert turns(1) == [0]

@@ -68,7 +68,6 @@ def test_a_plan_comes_back_equal(overrides: tuple[str, ...], made: Made, here: P
         "compute.activation_checkpointing=true",
         "compute.activation_checkpointing=selective",
         "compute.recomputed_layers=1",
-        "plan.format=json",
         "data.path=copy/rows.jsonl",
     ],
 )
@@ -302,7 +301,7 @@ def test_the_json_has_a_number_of_steps_where_it_is_known(command: Callable[...,
 
 def test_the_file_is_that_of_a_training(command: Callable[..., Any]) -> None:
     """What is said of the printing stays out of it: its line, given to `train`, compiles."""
-    tree = yaml.safe_load(command("plan", "+plan.format=yaml", "stage.max_steps=7").out)
+    tree = yaml.safe_load(command("plan", "plan.format=yaml", "stage.max_steps=7").out)
     assert tree["settings"]["overrides"] == ["stage.max_steps=7"]
 
 

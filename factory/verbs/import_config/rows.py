@@ -80,7 +80,7 @@ def _media(given: Mapping[str, Any], entries: dict[str, dict[str, Any]], said: S
     folder = next((key for key in ("media_dir", "image_dir") if given.get(key) is not None), None)
     if folder and names and all(map(IN_A_KEY.fullmatch, names)):
         for name in names:
-            said.set(f"data.sources.{name}.folder", given[folder])
+            said.set(f"+data.sources.{name}.folder", given[folder])
     elif folder:
         why = "a name of these sets is no part of a key" if names else "none of these sets is a file that names media"
         said.missing[folder] = f"{why} (data.sources.NAME.folder)"
@@ -140,7 +140,7 @@ def _first(given: Mapping[str, Any], names: list[str], counts: dict[str, int], s
     if all(map(IN_A_KEY.fullmatch, names)):
         for name in names:
             own = counts.get(name)
-            said.set(f"data.sources.{name}.max_samples", min(most, own) if own and isinstance(most, int) else most)
+            said.set(f"+data.sources.{name}.max_samples", min(most, own) if own and isinstance(most, int) else most)
         said.noted["max_samples"] = "rows are drawn by seed; there the first ones are taken"
     else:
         said.missing["max_samples"] = "a name of these sets is no part of a key (data.sources.NAME.max_samples)"
@@ -152,7 +152,7 @@ def _weights(given: Mapping[str, Any], names: list[str], said: Said) -> None:
         said.missing["interleave_probs"] = f"mix_strategy={mixing} draws nothing"
     elif len(shares) == len(names) and all(map(IN_A_KEY.fullmatch, names)):
         for name, share in zip(names, shares, strict=True):
-            said.set(f"data.sources.{name}.weight", share)
+            said.set(f"+data.sources.{name}.weight", share)
     elif len(shares) == len(names):
         said.missing["interleave_probs"] = "a name of these sets is no part of a key (data.sources.NAME.weight)"
     elif shares:
