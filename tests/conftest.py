@@ -111,7 +111,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @lru_cache(256)
-def composed(overrides: tuple[str, ...], verb: str) -> compose.Composed:
+def composed(overrides: tuple[str, ...], verb: str = "train") -> compose.Composed:
     """A tree of packaged options: many tests compose the same."""
     return compose.compose(compose.CommandLine(overrides=overrides, verb=verb))
 

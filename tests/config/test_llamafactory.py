@@ -618,7 +618,7 @@ def test_a_sets_own_number_of_rows_comes_before_max_samples(catalogue: Path) -> 
     for most, wanted in ((7, "5"), (3, "3")):
         found = said(catalogue, dataset="mine,pairs", max_samples=most)
         assert found.overrides["+data.sources.mine.max_samples"] == wanted
-        assert found.overrides["data.sources.pairs.max_samples"] == str(most)
+        assert found.overrides["+data.sources.pairs.max_samples"] == str(most)
     assert found.noted["num_samples"].startswith("mine: ") and "again" in found.noted["num_samples"]
     assert "num_samples" not in said(catalogue, dataset="pairs").noted
     assert "num_samples" in said(catalogue).noted

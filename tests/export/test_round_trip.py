@@ -69,7 +69,7 @@ def test_each_format_gives_the_same_logits_and_the_same_greedy_text(
     asked = (*asked, "export.overwrite=true")
     (offered,) = next_commands(planned(*asked), RunFolder("adapter_run")).splitlines()[1:]
     said = saved(offered.split("  #")[0].split("run=")[1], None)
-    assert (said.path, said.adapter) == (str(tiny_model), "adapter")
+    assert (said.base, said.adapter) == (str(tiny_model), "adapter")
     assert merged["checks"].keys() == {"trainable_as_planned", "merge", "written"}
     for folder in ("hf", "gguf", "adapter"):
         assert len({path.stat().st_mode for path in (here / folder).iterdir()}) == 1
