@@ -77,6 +77,6 @@ def test_bytes_and_seconds_are_written_as_a_plan_shows_them(made: Made) -> None:
 def test_a_set_that_only_one_plan_has_is_told_at_once(made: Made) -> None:
     lines = told(made(), made("data=demo_tools"))
     at = lines.index("  data.sources.demo")
-    assert lines[at + 1].startswith("    - origin=file") and "sha256=" in "".join(lines[at + 1 : at + 3])
+    assert lines[at + 1].startswith("    - origin=file") and "sha256=" in "".join(lines[at + 1 : at + 5])
     assert sum("data.sources.demo." in line for line in lines) == 1  # its path, which decides nothing
     assert not any("subset" in line for line in lines)

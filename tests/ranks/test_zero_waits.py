@@ -31,7 +31,8 @@ def test_others_are_patient_with_who_writes(full: bool, monkeypatch: pytest.Monk
 
     zero: Any = Zero.__new__(Zero)
     zero._engine = SimpleNamespace(save_checkpoint=save)
-    zero._plan = SimpleNamespace(ranks=SimpleNamespace(timeout=60))
+    settings = SimpleNamespace(hardware=SimpleNamespace(rank_timeout=60))
+    zero._run = SimpleNamespace(plan=SimpleNamespace(settings=settings))
     try:
         zero.write(Path("nowhere"))
     except OSError:

@@ -262,7 +262,7 @@ def test_a_set_of_a_hub_that_is_not_reached_plans_and_does_not_train(
     assert str(of_catalogue).startswith("[hub-unreachable] data.names=[away]: away is me/away on the hub: there is no")
     sets.clear()
     compiled("hardware=cpu", training=False)  # of the demo's rows
-    composed = compose.compose(compose.parse(list(line)))
+    composed = compose.compose(compose.parse(list(line), "chat"))
     anew.compiled(composed, training=True, verb="chat")  # which reads no rows
     assert sets == []
 
@@ -404,10 +404,10 @@ def test_a_path_may_start_at_home(here: Path, tiny_model: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(here / "home"))
     (here / "home").mkdir()
     (here / "home" / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}')
-    overrides = ("data=file", "data.path='~/rows.jsonl'", "data.sources.file.folder='~/images'", "stage.max_steps=1")
+    overrides = ("data=file", "data.path='~/rows.jsonl'", "stage.max_steps=1")
     plan = compiled(*overrides, f"model.path={tiny_model}", "hardware=cpu", training=False)
     source = plan.steps.align.sources["file"]
-    assert (source.path, source.folder) == (str(here / "home" / "rows.jsonl"), str(here / "home" / "images"))
+    assert source.path == str(here / "home" / "rows.jsonl")
 
 
 def test_a_file_is_not_named(here: Path) -> None:
