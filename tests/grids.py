@@ -23,7 +23,6 @@ THINNED = {  # test → of its cases, each so many-th always runs; the others ar
     "plan/test_rules.py::test_a_key_that_is_forced_is_asked_for": 24,
     "plan/test_rules.py::test_the_legal_neighbour_runs": 96,
     "config/test_compose.py::test_an_unknown_key_is_refused_on_the_command_line": 8,
-    "config/test_compose.py::test_lines_that_differ_at_their_ends_are_composed_as_each_alone": 2,
     "data/test_encoding.py::test_truncation_of_conversations": 3,
     "data/test_formats_properties.py::test_any_row_gives_a_record_or_a_reason": 4,
     "data/test_known.py::test_another_data_set_is_not_taken_for_it": 4,

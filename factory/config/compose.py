@@ -332,7 +332,7 @@ def _key_by_key(texts: Sequence[str], line: CommandLine, bad_groups: set[str]) -
             OmegaConf.update(config, key, value, merge=True)
         except (ConfigAttributeError, ConfigKeyError):
             unknown |= {} if key.partition(".")[0] in bad_groups else {text: override}
-        except (OmegaConfBaseException, ValueError, TypeError, LookupError) as error:
+        except (OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError) as error:
             above = key.rpartition(".")[0] or key
             because, fix = str(error).partition("\n")[0], f"set {above} whole, as {above}=[A,B]"
             problems.append(refusal("bad-value", text, "it cannot be set", because=because, fix=fix))

@@ -48,7 +48,7 @@ def jobs(line: CommandLine, folder: str) -> list[Composed] | Choosing:
         alike = tuple(text for text in line.overrides if not _swept(parser, text))
         sweeper = config_of(replace(line, overrides=alike))[0].hydra.sweeper
         params = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
-        given = [translated(lambda text=text: parser.parse_override(text)) for text in (*params, *line.overrides)]
+        given = translated(lambda: parser.parse_overrides([*params, *line.overrides]))  # with the options of a glob
         own = [each.input_line for each in given if each.is_hydra_override()]
         task = [each for each in given if not each.is_hydra_override()]
         if mixed := [each.input_line for each in task if getattr(each.value(), "shuffle", False)]:
@@ -56,6 +56,9 @@ def jobs(line: CommandLine, folder: str) -> list[Composed] | Choosing:
             fix = "name the values in the order in which the jobs shall run"
             wrong = "its values stand in another order at each reading"
             raise refuse("jobs-shuffled", str(mixed[0]), wrong, because=because, fix=fix)
+        if none := [each for each in task if each.is_discrete_sweep() and not list(each.sweep_string_iterator())]:
+            because, fix = "nothing fits its pattern", "check the pattern; `factory --help` lists the options"
+            raise refuse("unknown-option", str(none[0].input_line), "it chooses nothing", because=because, fix=fix)
         if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
             return _choosing(line, sweeper, folder, own, task)
         (split,) = translated(lambda: BasicSweeper.split_arguments(task, None))
