@@ -57,7 +57,7 @@ def line(here: Path) -> Line:
         ("runs: {one: [seed=1], two: ['model=${run:on}']}", "recipe-order", "two reads on,"),
         ("runs: {one: [seed=1], two: ['data=${run:one}']}", "recipe-form", "data of two cannot read a run"),
         ("runs: {one: [seed=1], two: ['model=${run:one}/a']}", "recipe-form", "is not KEY=${run:NAME}"),
-        ("runs: {one: [seed=1], one: [seed=2]}", "compose", "duplicate"),
+        ("runs: {one: [seed=1], one: [seed=2]}", "compose", "twice"),
         ("runs: {../one: [seed=1]}", "recipe-form", "../one cannot be a run's name"),
         ("runs: {one: {seed: 1}}", "recipe-form", "one is no list of overrides"),
         ("runs: {one: [seed]}", "recipe-form", "one is no list of overrides"),
