@@ -32,7 +32,8 @@ def room_of(verb: Any, *words: str) -> tuple[Room, Any]:
     plan, settings, _ = planned(verb, *words)
     title = asked.name_of(asked.named_run(asked.Line(words, None))) or "model"
     told: list[str] = []
-    return opened(plan, settings.engine, settings.serve.adapters, settings.serve.name or title, told.append), settings
+    adapters, name = (settings.serve.adapters, settings.serve.name) if verb == "serve" else ({}, None)
+    return opened(plan, settings.engine, adapters, name or title, told.append), settings
 
 
 @dataclass

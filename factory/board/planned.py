@@ -86,11 +86,9 @@ class Planner:
     def _planned(self, overrides: Overrides) -> Planned:
         tree, options = None, dict[str, str]()
         try:
-            # `run=` is no key of a tree: that it is not read is said below
-            composed = self._anew.composed(tuple(text for text in overrides if name_of(text) != "run"))
+            composed = verbs.composed(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
             tree, options = composed.tree, composed.options
-            unread = verbs.not_read(CommandLine(overrides=overrides, config_dirs=self.config_dirs), "train")
-            problems = (*composed.problems, *_placed(overrides), *unread)
+            problems = (*composed.problems, *_placed(overrides))
             if outside := self.outside(overrides):
                 raise UserError(*outside, *problems)
             plan = self._anew.of(replace(composed, problems=problems))

@@ -16,7 +16,7 @@ NAMES = ("evil.example", "localhost:7860", "127.0.0.1:7860")
 
 
 def _board(*overrides: str) -> Board:
-    tree = compose.compose(compose.CommandLine(overrides=overrides)).tree["board"]
+    tree = compose.compose(compose.CommandLine(overrides=overrides, verb="board")).tree["board"]
     return Board.model_validate(tree)
 
 

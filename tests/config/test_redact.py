@@ -136,4 +136,4 @@ def test_a_secret_in_the_environments_address_is_refused_too(
     assert said.rules == ["secret-in-settings"] and "hunter2" not in said.err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     said = command("plan", "plan.format=json")
-    assert json.loads(said.out)["tracking"]["uri"] == "http://host:5000"
+    assert json.loads(said.out)["settings"]["tracking"]["uri"] == "http://host:5000"

@@ -190,7 +190,6 @@ def test_each_rule_has_a_case() -> None:
         (("run=nowhere", "export.dir=x"), "run-model"),
         (("model.path=./gone", "export.dir=x", "export.format=adapter", "export.check=false"), "model-missing"),
         (("export.dir=x", "hardware.num_processes=2", "hardware.strategy=ddp"), "export-key"),
-        (("export.dir=x", "hydra.job.chdir=true"), "hydra-unread"),
         (("export.dir=x", "serve.port=1"), "key-of-another-verb"),
         (("-m", "export.dir=x,y"), "plan-of-a-sweep"),
         (("export.dri=x",), "unknown-key"),
