@@ -1,11 +1,13 @@
 """Settings: what is read, what is refused, and that all problems are shown at once."""
 
-from typing import Any
+from typing import json
 
+import Any
 import pytest
 
 from factory.config import compose, settings
 from factory.config.refusal import Refusal, UserError
+from factory.config.values import to_tree
 
 
 def _tree(*overrides: str) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def test_a_missing_key_is_named() -> None:
 def test_settings_survive_json() -> None:
     """A plan keeps them as JSON: the classes of method and stage follow from their names."""
     made = settings.validate(_tree("method=qlora", "stage=dpo", "hardware=a100_40gb"))
-    read = settings.Settings.model_validate_json(made.model_dump_json(exclude_none=True))
+    composed = {name: value for name, value in to_tree(made).items() if value is not None}
+    read = settings.Settings.model_validate_json(json.dumps(composed))
     assert read == made
     assert type(read.method) is type(made.method)
