@@ -1,7 +1,5 @@
 """Settings: what is read, what is refused, and that all problems are shown at once."""
 
-from typing import json
-
 import Any
 import pytest
 
