@@ -1,6 +1,8 @@
 """Settings: what is read, what is refused, and that all problems are shown at once."""
 
-import Any
+import json
+from typing import Any
+
 import pytest
 
 from factory.config import compose, settings
