@@ -201,7 +201,7 @@ def test_a_runs_own_files_are_found_from_elsewhere(
     assert perplexity("run=../run") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
     monkeypatch.chdir(here)
     (here / "dataset_info.json").write_text('{"mine": {"file_name": "rows.jsonl"}}')
-    listed = ("data=llamafactory", "data.path=dataset_info.json", "data.names=[mine]", "data.sources.mine.weight=2")
+    listed = ("data=llamafactory", "data.path=dataset_info.json", "data.names=[mine]", "+data.sources.mine.weight=2")
     done = execute("method=lora", *SHORT, *listed, folder="listed")
     monkeypatch.chdir(here / "elsewhere")
     assert perplexity("run=../listed", folder="l") == pytest.approx(done.result["evaluate"]["perplexity"], rel=1e-6)
@@ -434,8 +434,7 @@ def test_a_recipes_model_is_that_of_its_run(execute: Execute, here: Path) -> Non
     assert plan.settings.model.template == "alpaca" and plan.settings.data.max_samples is None
     assert evaluated("run=run").plan.settings.data.max_samples == 31
     shutil.rmtree(here / "own")
-    with pytest.raises(UserError, match=r"\[unknown-option\] recipe=mine"):
-        to_write("chat", compose.parse([]), line, side)
+    assert to_write("chat", compose.parse([]), line, side)[0].settings.model.template == "alpaca"
     assert not untrained(compose.parse(["run=run", "model=smollm2_135m"]), answering).problems
     (here / "run" / "model" / "adapter_config.json").rename(here / "run" / "model" / "config.json")
     assert not untrained(compose.parse(["run=run"]), answering).problems  # its own weights need no other model

@@ -34,7 +34,7 @@ def of(*names: str) -> Iterator[tuple[str, ast.Call]]:
     [
         # by name: where it is done, if anywhere
         (("yaml.load", "yaml.safe_load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all"), {"config/parsed.py"}),
-        (("OmegaConf.load",), {"config/compose.py"}),
+        (("OmegaConf.load",), set()),
         (("pickle.load", "pickle.loads", "dill.load", "joblib.load", "marshal.loads", "shelve.open"), set()),
         (("eval", "exec", "__import__", "runpy.run_path", "os.system", "os.popen"), set()),
         (("hydra.utils.instantiate", "instantiate"), set()),

@@ -118,8 +118,9 @@ def test_a_whole_reward_model_is_read_by_the_class_of_its_config(kind: str, tmp_
     tiny.tokenizer().save_pretrained(tmp_path)
     head = torch.randn(1, text.hidden_size)
     save_file({"weight": head}, tmp_path / heads.file_of(SCORE))
-    load = SimpleNamespace(reward=str(tmp_path), dtype="float32", device="cpu", trust_remote_code=False)
-    plan: Any = SimpleNamespace(steps=SimpleNamespace(load=load))
+    load = SimpleNamespace(reward=str(tmp_path), dtype="float32", device="cpu")
+    settings = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))
+    plan: Any = SimpleNamespace(settings=settings, steps=SimpleNamespace(load=load))
     batch = batches.collate([Example([5, 6, 7], [IGNORED, 6, 7])], 0, "cpu")
     (found,) = by_model(plan, tiny.tokenizer())(None, [], [], [batch])
     with torch.no_grad():
