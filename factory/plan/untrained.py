@@ -132,10 +132,13 @@ def _data(found: Saved) -> dict[str, Any]:
     """Return the run's data with whole paths, as its own are relative to where it was started."""
     assert found.plan is not None
     data = to_tree(found.plan.settings.data)
-    paths = {name: _whole(keys["path"], found.plan.sources[name].path) for name, keys in data["sources"].items()}
-    read = (paths[name] for name, keys in data["sources"].items() if keys["path"] == data["path"])
-    sources = {name: {**keys, "path": paths[name]} for name, keys in data["sources"].items()}
-    return {**data, "sources": sources, "names": [], "path": next(read, None)}
+    path, sources = None, dict[str, dict[str, Any]]()
+    for name, keys in data["sources"].items():
+        place = _whole(keys["path"], found.plan.sources[name].path)
+        follows = keys["path"] is not None and keys["path"] == data["path"]  # as data=file does
+        path = place if follows else path
+        sources[name] = {**keys, "path": "${data.path}" if follows else place}
+    return {**data, "sources": sources, "names": [], "path": path}
 
 
 def _whole(path: str | None, read: str) -> str | None:
