@@ -619,10 +619,6 @@ def test_a_user_error_reads_as_its_blocks() -> None:
         b"# @package a b c\nrank: 1\n",
         b"a: !!timestamp x\n",
         b"7\n",
-        b"a: &a [1]\nb: &b ["
-        + b"*a," * 9
-        + b"]\n"
-        + b"".join(b"%c: &%c [" % (new, new) + b"*%c," % (new - 1) * 9 + b"]\n" for new in range(99, 108)),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(content: bytes, here: Path) -> None:
