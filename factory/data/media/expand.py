@@ -111,11 +111,15 @@ def marks(processor: Processor, text: str, places: Places) -> tuple[list[Mark], 
             if wanted:
                 raise BadRow(f"it has {column}, and the model takes none")
             continue
-        spans = [each.span() for each in re.finditer(re.escape(token), text)]
+        mark = re.escape(token)
+        per_frame = kind == "video" and processor.name == "Qwen3VLProcessor"  # its text has _SEEN around each frame
+        if per_frame:
+            mark = f"{mark.join(map(re.escape, _SEEN))}|{mark}"
+        spans = [each.span() for each in re.finditer(mark, text)]
         around[kind] = "", ""
         if wanted and not spans:  # of a template that knows nothing of them
             spans = [each.span() for each in re.finditer(f"<{kind}>", text)]
-            around[kind] = _AROUND.get(processor.name, ("", ""))
+            around[kind] = ("", "") if per_frame else _AROUND.get(processor.name, ("", ""))
         if spans and not wanted:
             raise BadRow(f"a text has the model's mark of {NAMED[kind]}, and the row no {kind}")
         if len(spans) != len(wanted):
